@@ -1,0 +1,136 @@
+"""Flags that scripts share, the device, ranges of images, progress bars, one-line errors."""
+import argparse
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from tqdm import tqdm
+
+from utils import layout
+from utils.errors import Problem
+
+
+def parser(doc, example):
+    """An argument parser whose --help shows the script's docstring and an example, with the flags every script has."""
+    built = argparse.ArgumentParser(
+        description=doc, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    built.add_argument("--workdir", type=Path, default=Path("."), metavar="DIR",
+                       help="folder that holds mrifeat/ nsdfeat/ decoded/ identification/ (default: .)")
+    built.add_argument("--overwrite", action="store_true", help="redo finished work instead of resuming")
+    built.add_argument("--debug", action="store_true", help="show a traceback with an error")
+    return built
+
+
+def add_subject(built, default=None):
+    """--subject; required unless the script has a default."""
+    built.add_argument("--subject", required=default is None, default=default, choices=layout.SUBJECTS,
+                       metavar="subjNN", help=f"one of {' '.join(layout.SUBJECTS)}"
+                       + (f" (default: {default})" if default else ""))
+
+
+def add_gpu(built):
+    """--gpu N, with -1 for the CPU."""
+    built.add_argument("--gpu", type=int, default=0, metavar="N", help="CUDA device; -1 is the CPU (default: 0)")
+
+
+def add_seed(built):
+    """--seed, from which every random draw derives together with the item's own index."""
+    built.add_argument("--seed", type=int, default=42, help="seed of every random draw (default: 42)")
+
+
+def add_imgidx(built, what):
+    """--imgidx A [B] (--imgidxs is the same flag): one index, or the half-open range A..B."""
+    built.add_argument("--imgidx", "--imgidxs", dest="imgidx", type=int, nargs="+", metavar=("A", "B"),
+                       help=f"one index or the half-open range A..B of {what} (default: all)")
+
+
+def add_voxel_choice(built):
+    """--atlas, --zscore and --ncsnr_min: which voxels, and scaled how. The choice is part of the artifacts' names."""
+    built.add_argument("--atlas", default="streams", help="label volume in NSD's roi/ folder (default: streams)")
+    built.add_argument("--zscore", choices=["session"], help="z-score each voxel within each session, by its training trials")
+    built.add_argument("--ncsnr_min", type=float, metavar="X", help="keep voxels whose NSD noise-ceiling SNR is at least X")
+
+
+def parse(built, argv=None):
+    """Parse, and check what every script must: the range of images is written A or A B."""
+    args = built.parse_args(argv)
+    if getattr(args, "imgidx", None) is not None:
+        if len(args.imgidx) > 2:
+            built.error(f"--imgidx takes A or A B, got {len(args.imgidx)} numbers")
+        if min(args.imgidx) < 0:
+            built.error("--imgidx must not be negative")
+    return args
+
+
+def image_range(imgidx, count, what="image"):
+    """The indices that --imgidx names, as a range over `count` images.
+
+    None means all. An end past the last image means up to the last, and says so. Raises Problem for a start past
+    the last image and for a reversed or empty range.
+    """
+    if imgidx is None:
+        return range(count)
+    start, stop = (imgidx[0], imgidx[0] + 1) if len(imgidx) == 1 else imgidx
+    if start >= stop:
+        raise Problem(f"--imgidx {start} {stop} is empty", "the range is half-open: give A < B")
+    if start >= count:
+        raise Problem(f"--imgidx starts at {start} but there are {count} {what}s", f"give a start of at most {count - 1}")
+    if stop > count:
+        say(f"--imgidx ends at {stop}: there are {count} {what}s, so up to {count}")
+    return range(start, min(stop, count))
+
+
+def device(gpu):
+    """The torch device that --gpu asks for. No such GPU: one warning line, then MPS if there is one, else the CPU."""
+    import torch
+
+    if gpu < 0:
+        return torch.device("cpu")
+    if gpu < torch.cuda.device_count():
+        return torch.device("cuda", gpu)
+    fallback = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    say(f"warning: no CUDA device {gpu}, using {fallback.type}")
+    return fallback
+
+
+def say(line):
+    """A line for the person at the terminal. Results go to stdout by print; this goes to stderr."""
+    tqdm.write(line, file=sys.stderr)
+
+
+def progress(items=None, **options):
+    """A tqdm bar on stderr; `desc`, `total` and `unit` as in tqdm."""
+    return tqdm(items, file=sys.stderr, dynamic_ncols=True, **options)
+
+
+def run(main, **options):
+    """Run a stage's main and turn what goes wrong into one line on stderr and exit status 1."""
+    try:
+        main(**options)
+    except KeyboardInterrupt:
+        print("error: interrupted — run the same command again to resume", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _one_line(error):
+    if isinstance(error, Problem):
+        text = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        text = f"{where}{error.strerror} — check the disk, the path and its permissions, then run the same command again"
+    elif isinstance(error, ValueError) and " — " in str(error):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error} — run again with --debug for the traceback"
+    return " ".join(text.split())

@@ -1,0 +1,196 @@
+"""Where every artifact lives, and its name. No other file spells a path (SPEC §3)."""
+from dataclasses import dataclass
+from pathlib import Path
+
+SUBJECTS = tuple(f"subj{number:02}" for number in range(1, 9))
+ROIS = ("early", "midventral", "midlateral", "midparietal", "ventral", "lateral", "parietal")
+DATASETS = ("nsd", "occluded")
+METHODS = ("cvpr", "text", "gan", "depth")
+EVALUATION_FEATURES = ("inception", "alexnet5", "alexnet12", "alexnet18", "clip", "clip_h6", "clip_h12")
+VGG19_LAYERS = tuple(
+    f"conv{block}_{index}" for block, count in enumerate((2, 2, 4, 4, 4), start=1) for index in range(1, count + 1)
+) + ("fc6", "fc7", "fc8")
+
+
+@dataclass(frozen=True)
+class VoxelChoice:
+    """Which voxels of a ROI, and scaled how; part of every name below mrifeat/ that depends on it.
+
+    atlas: the label volume. zscore: None or "session". ncsnr_min: None or the least noise-ceiling SNR.
+    """
+
+    atlas: str = "streams"
+    zscore: str | None = None
+    ncsnr_min: float | None = None
+
+    @classmethod
+    def of(cls, args):
+        return cls(args.atlas, args.zscore, args.ncsnr_min)
+
+    def tag(self, roi):
+        """The ROI's name in file names: `early`, or for instance `HCP_MMP1.V1-zsession-ncsnr0.2`."""
+        name = roi if self.atlas == "streams" else f"{self.atlas}.{roi}"
+        name += f"-z{self.zscore}" if self.zscore else ""
+        return name + (f"-ncsnr{self.ncsnr_min:g}" if self.ncsnr_min is not None else "")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One subject's artifacts below a working folder. Paths are built here and nowhere else."""
+
+    workdir: Path
+    subject: str
+
+    @classmethod
+    def of(cls, args):
+        return cls(Path(args.workdir), args.subject)
+
+    # mrifeat: the subject's trials and voxels
+
+    @property
+    def mrifeat(self):
+        return self.workdir / "mrifeat" / self.subject
+
+    @property
+    def stims(self):
+        """(trials,) int64: 0-based 73k id of each trial, scan order."""
+        return self.mrifeat / f"{self.subject}_stims.npy"
+
+    @property
+    def stims_ave(self):
+        """(stimuli,) int64: unique ids in order of first presentation."""
+        return self.mrifeat / f"{self.subject}_stims_ave.npy"
+
+    @property
+    def stims_ave_test(self):
+        """(stimuli,) bool, aligned with stims_ave: True where the stimulus is shared, that is a test stimulus."""
+        return self.mrifeat / f"{self.subject}_stims_ave_test.npy"
+
+    def betas(self, roi_tag, split, average=False):
+        """(trials, voxels) int16, or with average (stimuli, voxels) float32. split: "tr" or "te"."""
+        return self.mrifeat / f"{self.subject}_{roi_tag}_betas_{'ave_' if average else ''}{split}.npy"
+
+    # nsdfeat/subjfeat: the features of the stimuli that the subject saw
+
+    def subject_features(self, use_stim, feature):
+        return self.workdir / "nsdfeat" / "subjfeat" / f"{self.subject}_{use_stim}_{feature}.h5"
+
+    def subject_features_npy(self, use_stim, feature, split):
+        """The original pipeline's matrix, written on request (--npy)."""
+        return self.workdir / "nsdfeat" / "subjfeat" / f"{self.subject}_{use_stim}_{feature}_{split}.npy"
+
+    # decoded: what ridge and the generators make of brain activity
+
+    @property
+    def decoded(self):
+        return self.workdir / "decoded" / self.subject
+
+    def scores(self, roi_tags, target, dataset=None, control=None):
+        """(test stimuli, dims) float32. dataset: None for ridge.py, else appended as ridge_occlusion.py does.
+
+        control: for instance "shuffled7", so that a control can never be read as a result.
+        """
+        name = f"{self.subject}_{'_'.join(roi_tags)}_scores_{target}"
+        name += f"_{dataset}" if dataset else ""
+        return self.decoded / (name + (f"_{control}" if control else "") + ".npy")
+
+    def captions(self, target=None, dataset=None):
+        suffix = f"_{target}_{dataset}" if target else ""
+        return self.decoded / "captions" / f"captions_brain{suffix}.csv"
+
+    def depth(self, index):
+        return self.decoded / "dpt_fromemb" / f"{index:06}.npy"
+
+    def depth_image(self, index):
+        return self.decoded / "dpt_fromemb_image" / f"{index:06}.png"
+
+    def gan_features(self, layer, index):
+        return (self.workdir / "decoded" / "gan_mod" / layer / self.subject / "streams"
+                / f"VGG19-{layer}-{self.subject}-streams-{index:06}.mat")
+
+    def gan_image(self, index):
+        return (self.workdir / "decoded" / "gan_recon_img" / "all_layers" / self.subject / "streams"
+                / f"recon_image_normalized-VGG19-fc8-{self.subject}-streams-{index:06}.tiff")
+
+    def samples(self, run):
+        """Folder of a run's images. run: see `run_name`."""
+        return self.workdir / "decoded" / f"image-{run}" / self.subject / "samples"
+
+    # identification: features of the reconstructions, and how well they tell the images apart
+
+    def identification(self, run):
+        return self.workdir / "identification" / run.replace("-occluded", "_occluded") / self.subject
+
+    def per_image_scores(self, run, feature):
+        return self.workdir / f"per_image_scores_{self.subject}_{run.replace('-occluded', '_occluded')}_{feature}.csv"
+
+    def figures(self):
+        return self.workdir / "figures"
+
+
+def run_name(method, dataset="nsd", *, true_features=False, conditioning="zc", control=None):
+    """The name that keeps a run's images apart from every other run's: `cvpr`, `cvpr-occluded`, `cvpr-true_features` …
+
+    `latent` and `cvpr` are one method. true_features marks the recovery check, whose inputs are the true features;
+    conditioning is the paper's ablation (zc, z or c); control is for instance "shuffled7".
+    """
+    name = "cvpr" if method == "latent" else method
+    name += "-occluded" if dataset == "occluded" else ""
+    name += "" if conditioning == "zc" else f"-only_{conditioning}"
+    name += "-true_features" if true_features else ""
+    return name + (f"-{control}" if control else "")
+
+
+def original_image(folder, index):
+    return folder / f"{index:05}_org.png"
+
+
+def occluded_image(folder, index):
+    return folder / f"{index:05}_occ.png"
+
+
+def sample_image(folder, index, repeat):
+    return folder / f"{index:05}_{repeat:03}.png"
+
+
+def image_feature(folder, image_stem, feature):
+    """Feature of an image in an identification folder; image_stem is `00003_org` or `00003_002`."""
+    return folder / f"{image_stem}_{feature}.npy"
+
+
+def stimuli(workdir):
+    """The cached copy of NSD's nsd_stimuli.hdf5."""
+    return Path(workdir) / "nsd_stimuli.hdf5"
+
+
+def occluded_stimuli(workdir):
+    return Path(workdir) / "nsd_stimuli_occluded.hdf5"
+
+
+def features(workdir, feature):
+    """Folder of a feature's shards, for all stimuli of the 73k that were extracted."""
+    return Path(workdir) / "nsdfeat" / feature
+
+
+def feature_shard(folder, start, stop):
+    return Path(folder) / f"{start:06}-{stop:06}.h5"
+
+
+def feature_file(folder, stimulus):
+    """The original pipeline's file for one stimulus; read when there, never written."""
+    return Path(folder) / f"{stimulus:06}.npy"
+
+
+def of_dataset(feature, dataset):
+    """A feature's name for whole or occluded images: init_latent, init_latent_occluded."""
+    return f"{feature}_occluded" if dataset == "occluded" else feature
+
+
+def sidecar(path):
+    """The JSON beside an artifact that says what made it."""
+    return Path(path).with_suffix(".json")
+
+
+def manifest(folder):
+    """The JSON in a folder of many small artifacts that says what made them."""
+    return Path(folder) / "manifest.json"

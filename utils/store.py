@@ -1,0 +1,299 @@
+"""Atomic writes, what made an artifact, shards of features, and subject matrices.
+
+A file is written to a temporary name beside its own and renamed when whole: a reader never sees half of one.
+Every artifact carries a record of what made it; work whose record differs from the one wanted is never reused unseen.
+"""
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from utils import __version__, layout
+from utils.errors import Problem
+
+CHUNK_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """Yield a temporary path beside `path`; rename it to `path` if the block ends well, remove it otherwise."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".part{path.suffix}", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path, text):
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path, content):
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path):
+    """Raises Problem if the file is not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise Problem(f"{path} is not valid JSON ({error})", "delete it and run its stage again") from error
+
+
+def write_npy(path, array):
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def read_npy(path, mmap=False, made_by=None):
+    """An array; never unpickled. made_by: the command to name when the file is missing."""
+    try:
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except FileNotFoundError as error:
+        raise Problem(f"{path} is missing", f"run {made_by}" if made_by else "run the stage that writes it") from error
+    except (ValueError, EOFError) as error:
+        raise Problem(f"{path} is not a whole .npy file ({error})", "delete it and run its stage again") from error
+
+
+def digest(path):
+    """BLAKE2b-128 of a file's bytes, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def record(script, options, inputs=(), **more):
+    """What made an artifact: the script, the options that matter, the digest of each input file, the code's version.
+
+    inputs: paths; they are named by their last three parts so that a moved working folder stays valid.
+    """
+    named = {"/".join(Path(path).parts[-3:]): digest(path) for path in inputs}
+    return {"made_by": script, "options": options, "inputs": named, "version": __version__, **more}
+
+
+def is_done(path, wanted, overwrite):
+    """True if `path` is whole and was made as `wanted` says (see `record`); False if it has to be made.
+
+    Raises Problem if it was made otherwise: nothing stale is reused, and nothing is redone unasked.
+    """
+    path = Path(path)
+    if overwrite or not path.exists():
+        return False
+    side = layout.sidecar(path)
+    if not side.exists():
+        raise Problem(f"{path} has no {side.name} to say what made it", "pass --overwrite to make it again")
+    _must_match(read_json(side), wanted, path)
+    return True
+
+
+def finish(path, wanted, **results):
+    """Write the record beside an artifact. Call it before the artifact itself is renamed into place."""
+    write_json(layout.sidecar(path), wanted | results)
+
+
+def claim_folder(folder, wanted, overwrite):
+    """Say in `folder` what makes its files. Raises Problem if files there were made otherwise (unless overwrite)."""
+    path = layout.manifest(folder)
+    if path.exists() and not overwrite:
+        _must_match(read_json(path), wanted, folder)
+    else:
+        write_json(path, wanted)
+
+
+def _must_match(found, wanted, what):
+    for key, value in json.loads(json.dumps(wanted)).items():
+        if found.get(key) != value:
+            theirs, ours = _difference(found.get(key), value)
+            raise Problem(f"{what} was made with {key} {theirs}, now {ours}",
+                          "pass --overwrite to make it again, or use another --workdir")
+
+
+def _difference(found, wanted):
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+        return tuple({key: side.get(key) for key in keys} for side in (found, wanted))
+    return found, wanted
+
+
+class Shards:
+    """A folder of features, one HDF5 file per range of stimuli: `stim_ids` (n,) and `features` (n, …).
+
+    Reading also takes the original pipeline's `{stim:06}.npy`, one stimulus a file.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self._where = {}
+        for path in sorted(self.folder.glob("[0-9]*-[0-9]*.h5")):
+            with self._open(path) as file:
+                for row, stimulus in enumerate(file["stim_ids"][:]):
+                    self._where[int(stimulus)] = (path, row)
+        for path in sorted(self.folder.glob("[0-9]*.npy")):
+            self._where.setdefault(int(path.stem), (path, None))
+
+    @staticmethod
+    def _open(path):
+        try:
+            return h5py.File(path, "r")
+        except OSError as error:
+            raise Problem(f"{path} is not a whole HDF5 file ({error})", "delete it and run its stage again") from error
+
+    def __contains__(self, stimulus):
+        return int(stimulus) in self._where
+
+    def missing(self, stimuli):
+        """Those of `stimuli` that no shard holds, in the order given."""
+        return [int(stimulus) for stimulus in stimuli if stimulus not in self]
+
+    def attributes(self):
+        """What made the shards. Raises Problem if two of them disagree."""
+        found = None
+        for path in sorted({path for path, row in self._where.values() if row is not None}):
+            with self._open(path) as file:
+                attributes = {key: str(value) for key, value in file.attrs.items()}
+            if found is not None and attributes != found:
+                key = next(key for key in attributes.keys() | found.keys() if attributes.get(key) != found.get(key))
+                raise Problem(f"{self.folder} mixes features of {key} {found.get(key)} and {attributes.get(key)}",
+                              "run the stage again with --overwrite")
+            found = attributes
+        return found or {}
+
+    def item_shape(self):
+        """Shape of one stimulus's feature."""
+        path, row = next(iter(self._where.values()))
+        if row is None:
+            return read_npy(path, mmap=True).shape
+        with self._open(path) as file:
+            return file["features"].shape[1:]
+
+    def write(self, stimuli, features, attributes):
+        """One shard. stimuli (n,) ascending 73k ids; features (n, …)."""
+        path = layout.feature_shard(self.folder, int(stimuli[0]), int(stimuli[-1]) + 1)
+        with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+            file.create_dataset("stim_ids", data=np.asarray(stimuli, np.int64))
+            file.create_dataset("features", data=features)
+            for key, value in sorted(attributes.items()):
+                file.attrs[key] = str(value)
+        for row, stimulus in enumerate(stimuli):
+            self._where[int(stimulus)] = (path, row)
+
+    def clear(self):
+        """Remove every shard, for --overwrite."""
+        for path in self.folder.glob("[0-9]*-[0-9]*.h5"):
+            path.unlink()
+        self._where.clear()
+
+    def read(self, stimuli, made_by):
+        """(n, …) features of `stimuli`, in the order given. Raises Problem naming the missing ones: none is made up."""
+        missing = self.missing(stimuli)
+        if missing:
+            raise Problem(f"{self.folder} lacks {len(missing)} of {len(stimuli)} stimuli (73k ids {_some(missing)})",
+                          f"run {made_by}")
+        out, by_file = None, {}
+        for position, stimulus in enumerate(stimuli):
+            path, row = self._where[int(stimulus)]
+            by_file.setdefault(path, []).append((position, row))
+        for path, wanted in by_file.items():
+            positions, rows = zip(*wanted)
+            if rows[0] is None:
+                block = read_npy(path)[None]
+            else:
+                with self._open(path) as file:
+                    low, high = min(rows), max(rows) + 1
+                    block = file["features"][low:high][np.array(rows) - low]
+            if out is None:
+                out = np.empty((len(stimuli), *block.shape[1:]), block.dtype)
+            if block.shape[1:] != out.shape[1:]:
+                raise Problem(f"{path} holds features of shape {block.shape[1:]}, others in its folder {out.shape[1:]}",
+                              "run the stage again with --overwrite")
+            out[list(positions)] = block
+        return out
+
+
+def _some(ids, most=5):
+    return ", ".join(str(number) for number in ids[:most]) + (" …" if len(ids) > most else "")
+
+
+def shard_ranges(stimuli, size):
+    """Split ascending ids into lists that each lie in one cell of a grid of `size` ids."""
+    cells = {}
+    for stimulus in stimuli:
+        cells.setdefault(int(stimulus) // size, []).append(int(stimulus))
+    return list(cells.values())
+
+
+class SubjectFeatures:
+    """A subject's feature matrix, each stimulus once (SPEC §3): `tr` and `te` groups of an open HDF5 file.
+
+    `features` (stimuli, dims) float32 or float16, chunked for reading blocks of dims; `stim_ids` (stimuli,);
+    `trial_rows` (trials,) maps trials to rows.
+    """
+
+    def __init__(self, path, made_by):
+        try:
+            self.file = h5py.File(path, "r")
+        except FileNotFoundError as error:
+            raise Problem(f"{path} is missing", f"run {made_by}") from error
+        except OSError as error:
+            raise Problem(f"{path} is not a whole HDF5 file ({error})", "delete it and run its stage again") from error
+        self.path = Path(path)
+        self.attributes = {key: str(value) for key, value in self.file.attrs.items()}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def stimuli(self, split):
+        return self.file[split]["stim_ids"][:]
+
+    def features(self, split):
+        """The HDF5 dataset (stimuli, dims), not read."""
+        return self.file[split]["features"]
+
+
+def write_subject_features(path, splits, attributes, progress=None, block=256):
+    """Write a subject matrix from shards.
+
+    splits: {"tr": (stim_ids (n,), trial_rows (trials,), read), "te": …}, where read(ids) gives (len(ids), …) features.
+    attributes: what made the features. progress: called with the number of stimuli done.
+    """
+    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        for split, (stimuli, trial_rows, read) in splits.items():
+            group = file.create_group(split)
+            group.create_dataset("stim_ids", data=np.asarray(stimuli, np.int64))
+            group.create_dataset("trial_rows", data=np.asarray(trial_rows, np.int64))
+            for start in range(0, len(stimuli), block):
+                features = read(stimuli[start:start + block])
+                features = features.reshape(len(features), -1)
+                if start == 0:
+                    count, dims = len(stimuli), features.shape[1]
+                    rows = min(count, block)
+                    columns = max(1, min(dims, CHUNK_BYTES // (rows * features.dtype.itemsize)))
+                    matrix = group.create_dataset("features", (count, dims), features.dtype, chunks=(rows, columns))
+                matrix[start:start + len(features)] = features
+                if progress:
+                    progress(len(features))
+        for key, value in sorted(attributes.items()):
+            file.attrs[key] = str(value)
