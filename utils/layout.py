@@ -1,4 +1,5 @@
 """Where every artifact lives, and its name. No other file spells a path (SPEC §3)."""
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,6 +125,14 @@ class Workspace:
     def per_image_scores(self, run, feature):
         return self.workdir / f"per_image_scores_{self.subject}_{run.replace('-occluded', '_occluded')}_{feature}.csv"
 
+    def found_scores(self):
+        """Sidecars of the decoded features that are there, in order of name."""
+        return sorted(self.decoded.glob(f"{self.subject}_*_scores_*.json"))
+
+    def found_per_image_scores(self):
+        """Sidecars of the identification results that are there, in order of name."""
+        return sorted(self.workdir.glob(f"per_image_scores_{self.subject}_*.json"))
+
     def figures(self):
         return self.workdir / "figures"
 
@@ -158,6 +167,27 @@ def image_feature(folder, image_stem, feature):
     return folder / f"{image_stem}_{feature}.npy"
 
 
+def found_images(folder):
+    """{image: {"org" | "occ" | repeat: path}} of the images in a samples folder."""
+    return _found(folder, ".png")
+
+
+def found_image_features(folder, feature):
+    """{image: {"org" | repeat: path}} of one feature in an identification folder."""
+    return _found(folder, f"_{feature}.npy")
+
+
+def _found(folder, ending):
+    name = re.compile(r"([0-9]{5,})_(org|occ|[0-9]{3,})" + re.escape(ending))
+    images = {}
+    for path in sorted(Path(folder).glob(f"*{ending}")):
+        match = name.fullmatch(path.name)
+        if match:
+            what = match[2] if match[2] in ("org", "occ") else int(match[2])
+            images.setdefault(int(match[1]), {})[what] = path
+    return dict(sorted(images.items()))
+
+
 def stimuli(workdir):
     """The cached copy of NSD's nsd_stimuli.hdf5."""
     return Path(workdir) / "nsd_stimuli.hdf5"
@@ -167,9 +197,28 @@ def occluded_stimuli(workdir):
     return Path(workdir) / "nsd_stimuli_occluded.hdf5"
 
 
+def stimulus_image(folder, stimulus):
+    """One stimulus as an image file, in a folder of the user's choice."""
+    return Path(folder) / f"{stimulus:06}.png"
+
+
+def found_stimulus_images(folder):
+    return sorted(Path(folder).glob("[0-9]" * 6 + ".png"))
+
+
+def parts(path):
+    """Folder of the finished parts of a large file that is being written; gone when it is whole."""
+    return Path(path).with_name(f".{Path(path).name}.parts")
+
+
 def features(workdir, feature):
     """Folder of a feature's shards, for all stimuli of the 73k that were extracted."""
     return Path(workdir) / "nsdfeat" / feature
+
+
+def blip_captions(workdir, dataset):
+    """JSON {73k id: [caption]} that BLIP gave the whole or the occluded images."""
+    return Path(workdir) / "nsdfeat" / f"{of_dataset('blip_captions', dataset)}.json"
 
 
 def feature_shard(folder, start, stop):

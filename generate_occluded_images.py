@@ -1,0 +1,67 @@
+"""Cover part of every stimulus with an occluder.
+
+Reads   nsd_stimuli.hdf5 (imgBrick)
+Writes  nsd_stimuli_occluded.hdf5: imgBrick and mask (True where hidden), stim_ids, and the occluder as attributes;
+        or, with --h5_path and --outdir, one PNG an image: {73k id:06}.png
+
+--occlusion_ratio R has one meaning for every occluder: R² of the image's AREA is hidden. For a rectangle that is R of
+each SIDE (0.3: 9% of the area); 0.71 hides half the image. While it is written, the file needs its space twice.
+"""
+from pathlib import Path
+
+from utils import cli, layout, occlusion, store
+
+
+def main(argv=None):
+    parser = cli.parser(__doc__, "python generate_occluded_images.py --input_path nsd_stimuli.hdf5 "
+                        "--output_path nsd_stimuli_occluded.hdf5")
+    parser.add_argument("--input_path", type=Path, help="default: nsd_stimuli.hdf5 in --workdir")
+    parser.add_argument("--output_path", type=Path, help="default: nsd_stimuli_occluded.hdf5 in --workdir")
+    cli.add_imgidx(parser, "stimuli")
+    parser.add_argument("--h5_path", type=Path, help="older form, with --outdir: write PNGs of the images of this HDF5")
+    parser.add_argument("--outdir", type=Path, help="older form: folder of the PNGs")
+    parser.add_argument("--start", type=int, metavar="A", help="older form: first image (default: 0)")
+    parser.add_argument("--end", type=int, metavar="B", help="older form: one past the last image (default: all)")
+    parser.add_argument("--occluder", choices=occlusion.KINDS, default="rectangle", help="default: rectangle")
+    parser.add_argument("--occlusion_ratio", type=float, default=0.3, metavar="R",
+                        help="share of each side of a rectangle; other occluders hide the same area, R² (default: 0.3)")
+    parser.add_argument("--place", choices=occlusion.PLACES, default="centre",
+                        help="centre, or random by --seed and the image's index (default: centre)")
+    parser.add_argument("--fill", choices=occlusion.FILLS, default="black",
+                        help="mean: mean colour of what stays visible (default: black)")
+    cli.add_seed(parser)
+    args = cli.parse(parser, argv)
+    older = args.h5_path is not None or args.outdir is not None
+    if older and (args.h5_path is None or args.outdir is None):
+        parser.error("--h5_path and --outdir go together")
+    if older and (args.input_path or args.output_path or args.imgidx):
+        parser.error("--h5_path/--outdir/--start/--end and --input_path/--output_path/--imgidx are two forms: use one")
+    if not older and (args.start is not None or args.end is not None):
+        parser.error("--start and --end go with --h5_path and --outdir; use --imgidx A B")
+    if args.start is not None and args.start < 0:
+        parser.error("--start must not be negative")
+    if not 0 < args.occlusion_ratio <= 1:
+        parser.error("--occlusion_ratio must be above 0 and at most 1")
+
+    options = {"kind": args.occluder, "ratio": args.occlusion_ratio, "place": args.place, "fill": args.fill,
+               "seed": args.seed}
+    with occlusion.Stimuli(args.h5_path or args.input_path or layout.stimuli(args.workdir)) as images:
+        wanted = store.record("generate_occluded_images.py", options, input=images.fingerprint())
+        if older:
+            asked = None if (args.start, args.end) == (None, None) else [
+                args.start or 0, len(images) if args.end is None else args.end]
+            ids = cli.image_range(asked, len(images))
+            with cli.progress(total=len(ids), desc="occluding", unit="image") as bar:
+                made = occlusion.write_pngs(images, ids, args.outdir, wanted, args.overwrite, bar.update)
+            print(f"{args.outdir}: {made} images written, {len(ids) - made} were there")
+        else:
+            path = args.output_path or layout.occluded_stimuli(args.workdir)
+            ids = cli.image_range(args.imgidx, len(images))
+            wanted["images"] = [ids.start, ids.stop]
+            with cli.progress(total=len(ids), desc="occluding", unit="image") as bar:
+                made = occlusion.write_hdf5(images, ids, path, wanted, args.overwrite, bar.update)
+            print(f"{path}: {len(ids)} images" + ("" if made else " (were there)"))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,309 @@
+"""Occluders: which pixels are hidden, what fills them, and files of occluded stimuli (SPEC §3).
+
+One number, the ratio, sizes every kind: an occluder hides ratio² of the image. For a rectangle that is `ratio` of each
+side (0.3 by default: 9% of the area); ellipse, bars and patches hide the same area, so that kinds can be compared.
+A mask and a noise fill depend on (seed, index) alone, never on the range of images, its order or a restart.
+"""
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from utils import layout, store
+from utils.errors import Problem
+
+KINDS = ("rectangle", "ellipse", "bars", "patches")
+PLACES = ("centre", "random")
+FILLS = ("black", "grey", "mean", "noise")
+GREY = 128
+BARS = 5
+PATCHES = 4  # per side: 4 × 4 patches
+READ_IMAGES = 64  # at NSD's 425 × 425 × 3 bytes: 35 MB
+PART_IMAGES = 512  # a killed run loses at most this many
+_PLACE, _FILL = 0, 1  # streams of randomness, so that a fill never moves an occluder
+
+
+def _random(seed, index, stream):
+    return np.random.default_rng((seed, index, stream))
+
+
+def mask(kind, ratio, place, seed, index, shape):
+    """(H, W) bool, True where the image is hidden: ratio² of it, to within a row or column of pixels.
+
+    ratio: 0 < ratio ≤ 1. place: "centre", or "random" by (seed, index). shape: (H, W) of the image, in pixels.
+    Raises Problem for a ratio out of range or so small that no pixel is hidden.
+    """
+    if not 0 < ratio <= 1:
+        raise Problem(f"an occlusion ratio of {ratio:g} is out of range", "give a share of the side: 0 < ratio ≤ 1")
+    random = _random(seed, index, _PLACE) if place == "random" else None
+    hidden = {"rectangle": _rectangle, "ellipse": _ellipse, "bars": _bars, "patches": _patches}[kind](
+        ratio, random, *shape)
+    if not hidden.any():
+        raise Problem(f"{kind} of ratio {ratio:g} hides no pixel of {shape[0]} × {shape[1]}", "give a larger ratio")
+    return hidden
+
+
+def _offset(space, random):
+    """Start of something that has `space` pixels to spare: the middle, or anywhere."""
+    return space // 2 if random is None else int(random.integers(space + 1))
+
+
+def _rectangle(ratio, random, height, width):
+    hidden = np.zeros((height, width), bool)
+    rows, columns = round(ratio * height), round(ratio * width)
+    top, left = _offset(height - rows, random), _offset(width - columns, random)
+    hidden[top:top + rows, left:left + columns] = True
+    return hidden
+
+
+def _ellipse(ratio, random, height, width):
+    axis = min(1.0, ratio * 2 / np.sqrt(np.pi))  # of the side; an ellipse as large as the rectangle
+    space = np.array([height, width]) * (1 - axis)
+    centre = np.array([height, width]) / 2 + (0 if random is None else (random.random(2) - 0.5) * space)
+    row, column = np.ogrid[:height, :width]
+    distance = ((row + 0.5 - centre[0]) / height) ** 2 + ((column + 0.5 - centre[1]) / width) ** 2
+    # The nearest pixels, as many as asked: exact also where a large ellipse is cut off by the image's edge.
+    count = round(ratio**2 * height * width)
+    if count == 0:
+        return np.zeros((height, width), bool)
+    return distance <= np.partition(distance, count - 1, axis=None)[count - 1] * (1 + 1e-9)
+
+
+def _shares(total, parts):
+    """Split `total` pixels into `parts` whole numbers that differ by at most one."""
+    return np.diff(np.round(np.linspace(0, total, parts + 1)).astype(int))
+
+
+def _bars(ratio, random, height, width):
+    columns = np.zeros(width, bool)
+    widths, cells = _shares(round(ratio**2 * width), BARS), _shares(width, BARS)
+    for start, cell, bar in zip(np.cumsum(cells) - cells, cells, widths):
+        left = start + max(0, cell - bar) // 2
+        columns[left:left + bar] = True
+    if random is not None:
+        columns = np.roll(columns, random.integers(width))
+    return np.repeat(columns[None], height, axis=0)
+
+
+def _patches(ratio, random, height, width):
+    hidden = np.zeros((height, width), bool)
+    sides = [_shares(round(ratio * side), PATCHES) for side in (height, width)]
+    cells = [_shares(side, PATCHES) for side in (height, width)]
+    starts = [np.cumsum(cell) - cell for cell in cells]
+    for i in range(PATCHES):
+        for j in range(PATCHES):
+            top = starts[0][i] + _offset(max(0, cells[0][i] - sides[0][i]), random)
+            left = starts[1][j] + _offset(max(0, cells[1][j] - sides[1][j]), random)
+            hidden[top:top + sides[0][i], left:left + sides[1][j]] = True
+    return hidden
+
+
+def apply(image, hidden, fill, seed, index):
+    """A copy of `image` (H, W, 3) uint8 whose hidden pixels are filled.
+
+    fill: "black"; "grey" (128); "mean", the mean colour of the pixels that stay visible, so that the fill tells
+    nothing of what it hides (grey where none is visible); "noise", uniform by (seed, index).
+    """
+    out = image.copy()
+    if fill == "black":
+        out[hidden] = 0
+    elif fill == "grey":
+        out[hidden] = GREY
+    elif fill == "mean":
+        out[hidden] = np.round(image[~hidden].mean(axis=0)) if not hidden.all() else GREY
+    else:
+        out[hidden] = _random(seed, index, _FILL).integers(0, 256, (np.count_nonzero(hidden), 3), np.uint8)
+    return out
+
+
+class Stimuli:
+    """An HDF5 of images laid out as NSD's: `imgBrick` (n, H, W, 3) uint8, row = 0-based 73k id. Raises Problem."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.file = _open(self.path, "python img2feat_sd.py, or give --input_path")
+        try:
+            self.images = self.file["imgBrick"]
+        except KeyError as error:
+            raise Problem(f"{path} has no imgBrick", "give NSD's nsd_stimuli.hdf5") from error
+        if self.images.ndim != 4 or self.images.shape[3] != 3 or self.images.dtype != np.uint8:
+            raise Problem(f"imgBrick of {path} is {self.images.dtype} {self.images.shape}, not uint8 (n, H, W, 3)",
+                          "give NSD's nsd_stimuli.hdf5")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def __len__(self):
+        return len(self.images)
+
+    def blocks(self, ids):
+        """Yield (id, image (H, W, 3) uint8) of a range of ids, reading READ_IMAGES at a time."""
+        for start in range(ids.start, ids.stop, READ_IMAGES):
+            stop = min(start + READ_IMAGES, ids.stop)
+            try:
+                block = self.images[start:stop]
+            except OSError as error:
+                raise Problem(f"images {start} to {stop} of {self.path} cannot be read ({error})",
+                              "fetch the file again") from error
+            yield from zip(range(start, stop), block)
+
+    def fingerprint(self):
+        """What tells this file from another without reading 39 GB: its shape, and a digest of 16 images spread over it."""
+        hashed = hashlib.blake2b(digest_size=16)
+        for row in sorted({round(row) for row in np.linspace(0, len(self) - 1, 16)}):
+            for _, image in self.blocks(range(row, row + 1)):
+                hashed.update(image.tobytes())
+        return {"shape": list(self.images.shape), "digest_of_16": hashed.hexdigest()}
+
+
+def _open(path, made_by):
+    try:
+        return h5py.File(path, "r")
+    except FileNotFoundError as error:
+        raise Problem(f"{path} is missing", f"run {made_by}") from error
+    except OSError as error:
+        raise Problem(f"{path} is not a whole HDF5 file ({error})", "delete it and make it again") from error
+
+
+def _occlude(images, ids, options):
+    """Yield (id, occluded image, mask) of a range of ids. options: kind, ratio, place, fill and seed."""
+    for index, image in images.blocks(ids):
+        hidden = mask(options["kind"], options["ratio"], options["place"], options["seed"], index, image.shape[:2])
+        yield index, apply(image, hidden, options["fill"], options["seed"], index), hidden
+
+
+def write_hdf5(images, ids, path, wanted, overwrite, progress):
+    """Write the occluded images of a range of ids to an HDF5 laid out as NSD's; False if that was done already.
+
+    `imgBrick` (n, H, W, 3) uint8 and `mask` (n, H, W) bool, one gzip chunk an image; `stim_ids` (n,) int64; attributes:
+    kind, ratio, place, fill, seed and where the images come from. wanted: see `store.record`, with the occluder as its
+    options. Parts of PART_IMAGES images are kept until the whole is joined, so a killed run resumes.
+    """
+    path = Path(path)
+    if path.resolve() == images.path.resolve():
+        raise Problem(f"{path} is both input and output", "give another --output_path")
+    if store.is_done(path, wanted, overwrite):
+        return False
+    parts = layout.parts(path)
+    if parts.exists() and overwrite:
+        shutil.rmtree(parts)
+    store.claim_folder(parts, wanted, overwrite)
+    part_ids = [range(start, min(start + PART_IMAGES, ids.stop)) for start in range(ids.start, ids.stop, PART_IMAGES)]
+    for part in part_ids:
+        part_path = layout.feature_shard(parts, part.start, part.stop)
+        if part_path.exists():
+            progress(len(part))
+            continue
+        with store.atomic(part_path) as temporary, h5py.File(temporary, "w") as file:
+            brick, masks = _datasets(file, len(part), images.images.shape[1:])
+            for row, (_, image, hidden) in enumerate(_occlude(images, part, wanted["options"])):
+                brick[row], masks[row] = image, hidden
+                progress(1)
+    with store.atomic(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            _join(file, parts, part_ids, images.images.shape[1:])
+            file.create_dataset("stim_ids", data=np.arange(ids.start, ids.stop, dtype=np.int64))
+            for key, value in sorted(wanted["options"].items()):
+                file.attrs[key] = value
+            file.attrs["input"] = json.dumps(wanted["input"], sort_keys=True)
+        store.finish(path, wanted)
+    shutil.rmtree(parts)
+    return True
+
+
+def _datasets(file, count, shape):
+    brick = file.create_dataset("imgBrick", (count, *shape), np.uint8, chunks=(1, *shape), compression="gzip")
+    masks = file.create_dataset("mask", (count, *shape[:2]), bool, chunks=(1, *shape[:2]), compression="gzip")
+    return brick, masks
+
+
+def _join(file, parts, part_ids, shape):
+    """Copy the compressed chunks of the parts, without inflating them."""
+    datasets = _datasets(file, sum(len(part) for part in part_ids), shape)
+    row = 0
+    for part in part_ids:
+        with _open(layout.feature_shard(parts, part.start, part.stop), "the same command again") as piece:
+            for source_row in range(len(part)):
+                for target in datasets:
+                    zeros = (0,) * (target.ndim - 1)
+                    filters, chunk = piece[target.name].id.read_direct_chunk((source_row, *zeros))
+                    target.id.write_direct_chunk((row, *zeros), chunk, filters)
+                row += 1
+
+
+def write_pngs(images, ids, folder, wanted, overwrite, progress):
+    """Write the occluded images of a range of ids as one PNG each, which keeps the occluder's edge; returns how many.
+
+    Images that are there already are kept, unless overwrite. Those of another occluder never stay beside the new ones.
+    """
+    manifest = layout.manifest(folder)
+    if overwrite and manifest.exists() and store.read_json(manifest) != wanted:
+        for path in layout.found_stimulus_images(folder):
+            path.unlink()
+    store.claim_folder(folder, wanted, overwrite)
+    missing = [index for index in ids if overwrite or not layout.stimulus_image(folder, index).exists()]
+    progress(len(ids) - len(missing))
+    for first in missing:
+        for index, image, _ in _occlude(images, range(first, first + 1), wanted["options"]):
+            with store.atomic(layout.stimulus_image(folder, index)) as temporary:
+                Image.fromarray(image).save(temporary, format="PNG")
+            progress(1)
+    return len(missing)
+
+
+class OccludedStimuli:
+    """The images and masks that `write_hdf5` wrote, by 73k id. Raises Problem for a missing, broken or foreign file.
+
+    ids: (n,) int64, ascending. count: one more than the largest id. settings: the occluder (kind, ratio, place, fill,
+    seed) and its input.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.file = _open(self.path, "python generate_occluded_images.py")
+        absent = {"imgBrick", "mask", "stim_ids"} - set(self.file)
+        if absent:
+            raise Problem(f"{path} has no {' or '.join(sorted(absent))}", "make it with generate_occluded_images.py")
+        self.ids = self.file["stim_ids"][:]
+        self.settings = {key: np.asarray(value).item() for key, value in sorted(self.file.attrs.items())}
+        if not len(self.ids) == len(self.file["imgBrick"]) == len(self.file["mask"]):
+            raise Problem(f"imgBrick, mask and stim_ids of {path} differ in length",
+                          "make it again with generate_occluded_images.py --overwrite")
+        self.count = int(self.ids.max(initial=-1)) + 1
+        self._rows = {int(stimulus): row for row, stimulus in enumerate(self.ids)}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def read(self, ids):
+        """(len(ids), H, W, 3) uint8 occluded images, in the order given."""
+        return self._take("imgBrick", ids)
+
+    def masks(self, ids):
+        """(len(ids), H, W) bool, True where hidden, in the order given."""
+        return self._take("mask", ids)
+
+    def _take(self, name, ids):
+        missing = [int(stimulus) for stimulus in ids if int(stimulus) not in self._rows]
+        if missing:
+            raise Problem(f"{self.path} lacks {len(missing)} of {len(ids)} images (the first is 73k id {missing[0]})",
+                          "make them with generate_occluded_images.py, with --imgidx that spans them")
+        dataset = self.file[name]
+        out = np.empty((len(ids), *dataset.shape[1:]), dataset.dtype)
+        for position, stimulus in enumerate(ids):
+            try:
+                out[position] = dataset[self._rows[int(stimulus)]]
+            except OSError as error:
+                raise Problem(f"image {int(stimulus)} of {self.path} cannot be read ({error})",
+                              "make it again with generate_occluded_images.py --overwrite") from error
+        return out
