@@ -74,15 +74,15 @@ def _ellipse(ratio, random, height, width):
 
 
 def _shares(total, parts):
-    """Split `total` pixels into `parts` whole numbers that differ by at most one."""
-    return np.diff(np.round(np.linspace(0, total, parts + 1)).astype(int))
+    """Split `total` pixels into `parts` whole numbers, the larger first: a smaller total never has a larger part."""
+    return total // parts + (np.arange(parts) < total % parts)
 
 
 def _bars(ratio, random, height, width):
     columns = np.zeros(width, bool)
     widths, cells = _shares(round(ratio**2 * width), BARS), _shares(width, BARS)
     for start, cell, bar in zip(np.cumsum(cells) - cells, cells, widths):
-        left = start + max(0, cell - bar) // 2
+        left = start + (cell - bar) // 2
         columns[left:left + bar] = True
     if random is not None:
         columns = np.roll(columns, random.integers(width))
@@ -96,8 +96,8 @@ def _patches(ratio, random, height, width):
     starts = [np.cumsum(cell) - cell for cell in cells]
     for i in range(PATCHES):
         for j in range(PATCHES):
-            top = starts[0][i] + _offset(max(0, cells[0][i] - sides[0][i]), random)
-            left = starts[1][j] + _offset(max(0, cells[1][j] - sides[1][j]), random)
+            top = starts[0][i] + _offset(cells[0][i] - sides[0][i], random)
+            left = starts[1][j] + _offset(cells[1][j] - sides[1][j], random)
             hidden[top:top + sides[0][i], left:left + sides[1][j]] = True
     return hidden
 
@@ -155,7 +155,7 @@ class Stimuli:
             yield from zip(range(start, stop), block)
 
     def fingerprint(self):
-        """What tells this file from another without reading 39 GB: its shape, and a digest of 16 images spread over it."""
+        """What tells this file from another without reading all 39 GB: its shape, and a digest of 16 images."""
         hashed = hashlib.blake2b(digest_size=16)
         for row in sorted({round(row) for row in np.linspace(0, len(self) - 1, 16)}):
             for _, image in self.blocks(range(row, row + 1)):
