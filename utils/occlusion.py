@@ -74,8 +74,9 @@ def _ellipse(ratio, random, height, width):
 
 
 def _shares(total, parts):
-    """Split `total` pixels into `parts` whole numbers, the larger first: a smaller total never has a larger part."""
-    return total // parts + (np.arange(parts) < total % parts)
+    """Split `total` pixels into whole numbers, the larger in the middle: a smaller total never has a larger part."""
+    from_middle = np.argsort(np.argsort(np.abs(np.arange(parts) - (parts - 1) / 2), kind="stable"))
+    return total // parts + (from_middle < total % parts)
 
 
 def _bars(ratio, random, height, width):
