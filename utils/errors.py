@@ -8,3 +8,6 @@ class Problem(Exception):
         super().__init__(f"{what} — {todo}")
         self.what = what
         self.todo = todo
+
+    def __reduce__(self):
+        return Problem, (self.what, self.todo)  # so that it crosses from a worker process

@@ -71,6 +71,10 @@ class Workspace:
         """(trials, voxels) int16, or with average (stimuli, voxels) float32. split: "tr" or "te"."""
         return self.mrifeat / f"{self.subject}_{roi_tag}_betas_{'ave_' if average else ''}{split}.npy"
 
+    def betas_parts(self, choice):
+        """Folder of what an unfinished make_subjmri.py has so far."""
+        return self.mrifeat / f".{self.subject}_{choice.tag('betas')}_parts"
+
     # nsdfeat/subjfeat: the features of the stimuli that the subject saw
 
     def subject_features(self, use_stim, feature):
@@ -95,15 +99,22 @@ class Workspace:
         name += f"_{dataset}" if dataset else ""
         return self.decoded / (name + (f"_{control}" if control else "") + ".npy")
 
-    def captions(self, target=None, dataset=None):
+    def captions(self, target=None, dataset=None, control=None):
+        """A caption per test image and line. target and dataset name those of occluded images."""
         suffix = f"_{target}_{dataset}" if target else ""
-        return self.decoded / "captions" / f"captions_brain{suffix}.csv"
+        return self.decoded / "captions" / (f"captions_brain{suffix}" + (f"_{control}" if control else "") + ".csv")
 
-    def depth(self, index):
-        return self.decoded / "dpt_fromemb" / f"{index:06}.npy"
+    def depth_folder(self, dataset="nsd", control=None, image=False):
+        """Folder of the decoded depth maps, or of the pictures of them."""
+        name = of_dataset("dpt_fromemb_image" if image else "dpt_fromemb", dataset)
+        return self.decoded / (name + (f"_{control}" if control else ""))
 
-    def depth_image(self, index):
-        return self.decoded / "dpt_fromemb_image" / f"{index:06}.png"
+    def depth(self, index, dataset="nsd", control=None):
+        """(1, 1, 64, 64) float32 in [-1, 1], larger = nearer."""
+        return self.depth_folder(dataset, control) / f"{index:06}.npy"
+
+    def depth_image(self, index, dataset="nsd", control=None):
+        return self.depth_folder(dataset, control, image=True) / f"{index:06}.png"
 
     def gan_features(self, layer, index):
         return (self.workdir / "decoded" / "gan_mod" / layer / self.subject / "streams"
@@ -193,6 +204,11 @@ def stimuli(workdir):
     return Path(workdir) / "nsd_stimuli.hdf5"
 
 
+def annotations(workdir):
+    """Folder for COCO's caption files, where NSD_ROOT does not hold them."""
+    return Path(workdir) / "annotations"
+
+
 def occluded_stimuli(workdir):
     return Path(workdir) / "nsd_stimuli_occluded.hdf5"
 
@@ -217,8 +233,8 @@ def features(workdir, feature):
 
 
 def blip_captions(workdir, dataset):
-    """JSON {73k id: [caption]} that BLIP gave the whole or the occluded images."""
-    return Path(workdir) / "nsdfeat" / f"{of_dataset('blip_captions', dataset)}.json"
+    """JSON {73k id: [caption]} that BLIP gave the whole or the occluded images; its folder's manifest says how."""
+    return Path(workdir) / "nsdfeat" / of_dataset("blip_captions", dataset) / "captions.json"
 
 
 def feature_shard(folder, start, stop):

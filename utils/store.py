@@ -4,9 +4,11 @@ A file is written to a temporary name beside its own and renamed when whole: a r
 Every artifact carries a record of what made it; work whose record differs from the one wanted is never reused unseen.
 """
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -42,6 +44,21 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Let one process at a time make `path`; another waits, and says so. The lock dies with its process."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{path.name}: waiting for another process that makes it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path, text):
@@ -177,6 +194,16 @@ class Shards:
                               "run the stage again with --overwrite")
             found = attributes
         return found or {}
+
+    def check(self, wanted):
+        """Raises Problem if the shards there were not made as `wanted` (attribute → value) says."""
+        found = self.attributes()
+        if found:
+            _must_match(found, {key: str(value) for key, value in wanted.items()}, self.folder)
+
+    def files(self):
+        """{file name: size in bytes} of what is read: a cheap sign that shards were added or written anew."""
+        return {path.name: path.stat().st_size for path in sorted({path for path, _ in self._where.values()})}
 
     def item_shape(self):
         """Shape of one stimulus's feature."""

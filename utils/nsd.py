@@ -1,0 +1,608 @@
+"""The Natural Scenes Dataset's formats: design, responses, betas, atlas, noise ceiling, stimuli, captions (SPEC §4).
+
+Ids are 1-based in NSD's design and responses, 0-based in everything this module returns. Volumes are returned as
+(z, y, x) in C order, which is the order of the bytes in a NIfTI file (x fastest). Whatever is not as NSD's manual
+says raises a Problem that names the key.
+"""
+import csv
+import io
+import json
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import nibabel
+import numpy as np
+import scipy.io
+from isal import igzip, isal_zlib
+
+from utils import cli, layout
+from utils.errors import Problem
+
+STIMULI = 73_000  # images in NSD (NSD data manual, "Experiments")
+SCALE = 300  # a stored integer is percent signal change times this (NSD data manual, "Functional data (NSD)")
+PREPARATION = "func1pt8mm"
+BETAS = "betas_fithrf_GLMdenoise_RR"
+VOLUME_LIMIT = 1 << 30  # bytes of an unpacked label or noise-ceiling volume
+TABLE_LIMIT = 1 << 30  # bytes of a COCO annotation file
+HEADER = 348  # bytes of a NIfTI-1 header
+GZIP_FAULTS = (EOFError, igzip.BadGzipFile, isal_zlib.error, zlib.error)
+
+DESIGN_KEY = "nsddata/experiments/nsd/nsd_expdesign.mat"
+INFO_KEY = "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
+STIMULI_KEY = "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
+
+
+def responses_key(subject):
+    return f"nsddata/ppdata/{subject}/behav/responses.tsv"
+
+
+def betas_prefix(subject):
+    return f"nsddata_betas/ppdata/{subject}/{PREPARATION}/{BETAS}/"
+
+
+def betas_key(subject, session):
+    return f"{betas_prefix(subject)}betas_session{session:02}.nii.gz"
+
+
+def ncsnr_key(subject):
+    return f"{betas_prefix(subject)}ncsnr.nii.gz"
+
+
+def atlas_key(subject, name):
+    return f"nsddata/ppdata/{subject}/{PREPARATION}/roi/{_file_name(name)}.nii.gz"
+
+
+def table_keys(subject, name):
+    """Where a label table may be: the subject's own, then fsaverage's."""
+    return [f"nsddata/freesurfer/{owner}/label/{_file_name(name)}.mgz.ctab" for owner in (subject, "fsaverage")]
+
+
+def captions_key(split):
+    """COCO's captions; split: train2017 or val2017."""
+    return f"nsddata_stimuli/stimuli/nsd/annotations/captions_{split}.json"
+
+
+def _file_name(name):
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
+        raise Problem(f"{name!r} is not the name of an atlas", "name a label volume of NSD's roi/ folder, such as streams")
+    return name
+
+
+# design and responses
+
+
+@dataclass(frozen=True)
+class Design:
+    """nsd_expdesign.mat, with 0-based ids.
+
+    shared: (n,) int64 ids of the images that every subject was to see. images: (subjects, n) int64 ids by subject, or
+    None. order: (trials,) int64 columns of `images` in the order of presentation, or None.
+    """
+
+    shared: np.ndarray
+    images: np.ndarray | None
+    order: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Responses:
+    """responses.tsv: per trial in scan order, stimuli (trials,) int64 0-based ids and sessions (trials,) int64, from 1."""
+
+    stimuli: np.ndarray
+    sessions: np.ndarray
+
+
+def design(root):
+    """NSD's design. Raises Problem for a file that is not one, or ids that are not 1-based."""
+    name = root.name(DESIGN_KEY)
+    content = root.read(DESIGN_KEY)
+    try:
+        fields = scipy.io.loadmat(io.BytesIO(content), variable_names=["sharedix", "subjectim", "masterordering"])
+    except Exception as error:  # scipy raises many kinds for a broken file; all mean the same here
+        raise Problem(f"{name} is not a readable MAT file ({error})", "get it from NSD again") from error
+    if "sharedix" not in fields:
+        raise Problem(f"{name} has no sharedix", "get it from NSD again")
+    shared = _one_based(fields["sharedix"].ravel(), STIMULI, f"sharedix of {name}")
+    if len(np.unique(shared)) != len(shared):
+        raise Problem(f"sharedix of {name} names an image twice", "get it from NSD again")
+    images = order = None
+    if "subjectim" in fields:
+        # A row of zeros is a subject that is not in this copy of the design; its ids become -1.
+        images = _one_based(fields["subjectim"], STIMULI, f"subjectim of {name}", least=0)
+        if not np.isin(shared, images).all():
+            raise Problem(f"sharedix of {name} names images that no subject saw by its subjectim",
+                          "both must be 1-based: get the file from NSD again")
+    if "masterordering" in fields and images is not None:
+        order = _one_based(fields["masterordering"].ravel(), images.shape[1], f"masterordering of {name}")
+    return Design(shared, images, order)
+
+
+def _one_based(numbers, most, what, least=1):
+    """0-based int64 of 1-based whole numbers, `least` … `most`."""
+    if numbers.dtype.kind not in "iuf" or numbers.size == 0:
+        raise Problem(f"{what} holds no numbers", "get the file from NSD again")
+    if not np.isfinite(numbers).all() or (numbers != np.round(numbers)).any():
+        raise Problem(f"{what} holds something else than whole numbers", "get the file from NSD again")
+    low, high = int(numbers.min()), int(numbers.max())
+    if low < least or high > most:
+        raise Problem(f"{what} holds {low} … {high}, not 1-based numbers up to {most}", "get the file from NSD again")
+    return numbers.astype(np.int64) - 1
+
+
+def responses(root, subject, against=None):
+    """A subject's trials, in scan order.
+
+    against: the Design that the stimuli must agree with. Raises Problem for ids that are not 1-based 73k ids, rows out
+    of scan order, and stimuli that the design did not give this subject.
+    """
+    key = responses_key(subject)
+    name = root.name(key)
+    table = _rows(root.read(key), "\t", name)
+    wanted = ("SESSION", "RUN", "TRIAL", "73KID")
+    found = {}
+    for column in wanted:
+        if column not in (table[0] if table else {}):
+            if column in ("SESSION", "73KID"):
+                raise Problem(f"{name} has no trials with a column {column}", "get it from NSD again")
+            continue
+        found[column] = np.array([_whole(row[column], f"{column} in line {line} of {name}")
+                                  for line, row in enumerate(table, start=2)])
+    stimuli = _one_based(found["73KID"], STIMULI, f"73KID of {name}")
+    _must_ascend([found[column] for column in wanted[:3] if column in found], name)
+    if found["SESSION"].min() < 1:
+        raise Problem(f"SESSION of {name} holds {found['SESSION'].min()}, sessions count from 1", "get it from NSD again")
+    if against is not None:
+        _must_agree(stimuli, against, subject, name)
+    return Responses(stimuli, found["SESSION"])
+
+
+def _rows(content, delimiter, name):
+    try:
+        return list(csv.DictReader(io.StringIO(content.decode("utf-8-sig")), delimiter=delimiter))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Problem(f"{name} is not a table ({error})", "get it from NSD again") from error
+
+
+def _whole(text, what):
+    try:
+        number = float(text)
+        if number != int(number):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Problem(f"{what} is {text!r}, not a whole number", "get the file from NSD again") from error
+    return int(number)
+
+
+def _must_ascend(columns, name):
+    """Rows must be in scan order, none twice: session, then run, then trial."""
+    rank = np.lexsort(columns[::-1])
+    misplaced = np.flatnonzero(rank != np.arange(len(rank)))
+    if misplaced.size:
+        raise Problem(f"line {misplaced[0] + 2} of {name} is out of scan order", "get it from NSD again")
+    if len(columns) == 3:
+        twice = np.flatnonzero(np.all([np.diff(column) == 0 for column in columns], axis=0))
+        if twice.size:
+            raise Problem(f"line {twice[0] + 3} of {name} repeats a trial", "get it from NSD again")
+
+
+def _must_agree(stimuli, against, subject, name):
+    """The design says which image each trial showed; 0-based ids, for one, do not pass."""
+    if against.images is None:
+        return
+    row = layout.SUBJECTS.index(subject)
+    if row >= len(against.images) or against.images[row].min() < 0:
+        raise Problem(f"the design names no images of {subject}", "give a subject that it has")
+    own = against.images[row]
+    if against.order is not None and len(stimuli) <= len(against.order):
+        wrong = np.flatnonzero(stimuli != own[against.order[:len(stimuli)]])
+    else:
+        wrong = np.flatnonzero(~np.isin(stimuli, own))
+    if wrong.size:
+        raise Problem(f"line {wrong[0] + 2} of {name} has 73KID {stimuli[wrong[0]] + 1}, which the design does not show there "
+                      f"({wrong.size} such lines)", "73KID must be 1-based: get the file from NSD again")
+
+
+# betas
+
+
+def sessions(root, subject, in_design, limit=None):
+    """The sessions to read: those in the design (`in_design`, any order) that have betas, at most the first `limit`.
+
+    Those without betas are reported on stderr. Raises Problem if there is none, or if betas have no rows in the design.
+    """
+    pattern = re.compile(re.escape(betas_prefix(subject)) + r"betas_session(\d+)\.nii\.gz")
+    there = {int(match[1]) for key, _ in root.list(betas_prefix(subject)) if (match := pattern.fullmatch(key))}
+    wanted = sorted({int(session) for session in in_design})
+    if not there:
+        raise Problem(f"{root.name(betas_prefix(subject))} holds no betas_sessionNN.nii.gz", "check NSD_ROOT and --subject")
+    unknown = sorted(there - set(wanted))
+    if unknown:
+        raise Problem(f"{subject} has betas of session {_list(unknown)} without rows in responses.tsv",
+                      "get responses.tsv from NSD again")
+    if limit is not None:
+        if limit > len(wanted):
+            cli.say(f"--sessions {limit}: {subject} has {len(wanted)}, so all of them")
+        wanted = wanted[:limit]
+    absent = [session for session in wanted if session not in there]
+    if absent:
+        cli.say(f"warning: {subject} has no betas of session {_list(absent)}, "
+                f"{len(wanted) - len(absent)} of {len(wanted)} sessions are used")
+    used = [session for session in wanted if session in there]
+    if not used:
+        raise Problem(f"{subject} has betas of none of the {len(wanted)} sessions asked for", "give a larger --sessions")
+    return used
+
+
+def _list(numbers):
+    return ", ".join(str(number) for number in numbers)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A volume's voxels: shape (x, y, z) and affine (4, 4) to mm, or None where the header declares none."""
+
+    name: str
+    shape: tuple
+    zooms: tuple
+    affine: np.ndarray | None
+
+    @classmethod
+    def of(cls, header, name):
+        declared = header["sform_code"] > 0 or header["qform_code"] > 0
+        try:
+            affine = header.get_best_affine() if declared else None
+        except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
+            raise Problem(f"{name} declares no valid orientation ({error})", "get it from NSD again") from error
+        return cls(name, header.get_data_shape()[:3], tuple(float(zoom) for zoom in header["pixdim"][1:4]), affine)
+
+    def must_match(self, other):
+        """Raises Problem if `other` is another space: shape, voxel size, orientation, or origin by half a voxel."""
+        for what, ours, theirs, same in (
+            ("shape", self.shape, other.shape, self.shape == other.shape),
+            ("voxel size (mm)", self.zooms, other.zooms, np.allclose(self.zooms, other.zooms, rtol=1e-3)),
+            ("orientation", *self._placed(other)),
+        ):
+            if not same:
+                raise Problem(f"{self.name} is in another space than {other.name}: {what} {_short(ours)} and {_short(theirs)}",
+                              f"use volumes of the same preparation ({PREPARATION})")
+
+    def _placed(self, other):
+        if self.affine is None or other.affine is None:
+            return None, None, True
+        half = min(self.zooms) / 2
+        same = (np.allclose(self.affine[:3, :3], other.affine[:3, :3], atol=1e-2 * half)
+                and np.allclose(self.affine[:3, 3], other.affine[:3, 3], atol=half))
+        return self.affine[:3].tolist(), other.affine[:3].tolist(), same
+
+
+def _short(numbers):
+    return np.array2string(np.asarray(numbers), precision=3, separator=", ").replace("\n", "")
+
+
+class BetaVolumes:
+    """A session's betas, streamed: iterating yields one (z, y, x) int16 array per trial, in trial order.
+
+    Opening reads the header alone. Nothing is kept: a volume is valid until the next is asked for. After the last
+    volume the gzip stream must end, with its checksum right. Raises Problem that names the key for whatever is wrong.
+    """
+
+    def __init__(self, root, subject, session):
+        self.key = betas_key(subject, session)
+        self.name = root.name(self.key)
+        self._raw = root.open(self.key)
+        self._stream = igzip.open(self._raw, "rb")
+        header = _header(self._read(HEADER), self.name)
+        self.count, self._dtype = self._checked(header)
+        self.grid = Grid.of(header, self.name)
+        self._skip(int(header["vox_offset"]) - HEADER)
+
+    def _checked(self, header):
+        shape, dtype = header.get_data_shape(), header.get_data_dtype()
+        if len(shape) != 4 or min(shape) < 1:
+            raise Problem(f"{self.name} has shape {shape}, not (x, y, z, trials)", "get it from NSD again")
+        if dtype.newbyteorder("=") != np.int16:
+            raise Problem(f"{self.name} is {dtype.name}, not int16", "get NSD's volumes of betas")
+        slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+        if slope not in (0, 1) and not np.isnan(slope) or slope == 1 and inter != 0 and not np.isnan(inter):
+            raise Problem(f"{self.name} rescales its integers (slope {slope:g}, intercept {inter:g})", "get it from NSD again")
+        if not HEADER <= header["vox_offset"] <= 1 << 20:
+            raise Problem(f"{self.name} puts its data at byte {header['vox_offset']}", "get it from NSD again")
+        return shape[3], dtype
+
+    def __iter__(self):
+        x, y, z = self.grid.shape
+        size = x * y * z * 2
+        for trial in range(self.count):
+            data = self._read(size, f"volume {trial + 1} of {self.count}")
+            yield np.frombuffer(data, self._dtype).astype(np.int16, copy=False).reshape(z, y, x)
+        if self._read(1, "the end", short=True):
+            raise Problem(f"{self.name} goes on after its {self.count} volumes", "get it from NSD again")
+
+    def _skip(self, count):
+        if count:
+            self._read(count)
+
+    def _read(self, count, what="the header", short=False):
+        try:
+            data = self._stream.read(count)
+        except GZIP_FAULTS as error:
+            raise Problem(f"{self.name} is truncated or corrupt in {what} ({error})", "get it from NSD again") from error
+        if len(data) < count and not short:
+            raise Problem(f"{self.name} ends in {what}", "get it from NSD again")
+        return data
+
+    def close(self):
+        self._stream.close()
+        self._raw.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def beta_volumes(root, subject, session):
+    """A session's betas, streamed; see BetaVolumes."""
+    return BetaVolumes(root, subject, session)
+
+
+def _header(data, name):
+    """A NIfTI-1 header of either byte order."""
+    try:
+        header = nibabel.Nifti1Header(data, check=False)
+        if header["sizeof_hdr"] != HEADER or bytes(header["magic"].tobytes())[:3] not in (b"n+1", b"ni1"):
+            raise ValueError("no NIfTI-1 header")
+        header.get_data_dtype()
+        header.get_data_shape()
+    except (ValueError, KeyError, nibabel.wrapstruct.WrapStructError, nibabel.spatialimages.HeaderDataError) as error:
+        raise Problem(f"{name} is not a NIfTI-1 file ({error})", "get it from NSD again") from error
+    return header
+
+
+def _volume(root, key):
+    """A small volume: (z, y, x) array of its stored dtype, scaled if its header says so, and its Grid."""
+    name = root.name(key)
+    try:
+        with igzip.open(io.BytesIO(root.read(key)), "rb") as stream:
+            content = stream.read(VOLUME_LIMIT + 1)
+    except GZIP_FAULTS as error:
+        raise Problem(f"{name} is truncated or corrupt ({error})", "get it from NSD again") from error
+    if len(content) > VOLUME_LIMIT:
+        raise Problem(f"{name} unpacks to more than {VOLUME_LIMIT >> 20} MiB", "check that it is the file it should be")
+    header = _header(content[:HEADER], name)
+    shape = header.get_data_shape()
+    if len(shape) == 4 and shape[3] == 1:
+        shape = shape[:3]
+    if len(shape) != 3 or min(shape) < 1:
+        raise Problem(f"{name} has shape {shape}, not (x, y, z)", "get it from NSD again")
+    try:
+        values = nibabel.Nifti1Image.from_bytes(content).dataobj
+        return np.asarray(values).reshape(shape).T, Grid.of(header, name)
+    except (ValueError, OSError, EOFError, nibabel.spatialimages.HeaderDataError, nibabel.filebasedimages.ImageFileError) as error:
+        raise Problem(f"{name} is not a whole NIfTI-1 file ({error})", "get it from NSD again") from error
+
+
+# atlas and noise ceiling
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """labels (z, y, x) int32, values {name: label} without the background, and the Grid."""
+
+    labels: np.ndarray
+    values: dict
+    grid: Grid
+    keys: tuple
+
+
+def atlas(root, subject, name="streams"):
+    """A label volume of NSD's roi/ folder with its table (the subject's, else fsaverage's).
+
+    A volume of -1, 0 and 1 alone, such as nsdgeneral, needs no table: 1 then has the atlas's own name. Labels of 0 and
+    below are background (NSD marks voxels outside the cortex -1).
+    """
+    key = atlas_key(subject, name)
+    volume, grid = _volume(root, key)
+    if not np.isfinite(volume).all() or (volume != np.round(volume)).any():
+        raise Problem(f"{grid.name} holds something else than whole labels", "get it from NSD again")
+    labels = volume.astype(np.int32)
+    for table_key in table_keys(subject, name):
+        if root.exists(table_key):
+            values = label_table(root.read(table_key), root.name(table_key))
+            keys = (key, table_key)
+            break
+    else:
+        if labels.max() > 1:
+            raise Problem(f"{root.name(table_keys(subject, name)[1])} does not exist, nor the subject's own",
+                          f"the labels of {name} have no names without it: get it from NSD")
+        values, keys = {name: 1}, (key,)
+    unnamed = sorted(set(np.unique(labels[labels > 0]).tolist()) - set(values.values()))
+    if unnamed:
+        raise Problem(f"{grid.name} has label {_list(unnamed)}, which its table does not name", "get both from NSD again")
+    if name == "streams" and not set(values) & set(layout.ROIS):
+        raise Problem(f"{root.name(keys[1])} names none of {' '.join(layout.ROIS)}", "get it from NSD again")
+    return Atlas(labels, values, grid, keys)
+
+
+def label_table(content, name):
+    """{ROI name: label} of a FreeSurfer colour table: a label and a name per line, whatever follows; 0 is left out."""
+    values = {}
+    try:
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise Problem(f"{name} is not a label table ({error})", "get it from NSD again") from error
+    for line in lines:
+        fields = line.split()
+        if not fields or fields[0].startswith("#"):
+            continue
+        if len(fields) < 2 or not re.fullmatch(r"-?\d+", fields[0]):
+            raise Problem(f"{name} has the line {line!r}, not a label and a name", "get it from NSD again")
+        label, roi = int(fields[0]), fields[1]
+        if label <= 0:
+            continue
+        if not re.fullmatch(r"[A-Za-z0-9_.+-]+", roi):
+            raise Problem(f"{name} has the ROI name {roi!r}, which cannot be part of a file name", "rename it in the table")
+        if roi in values or label in values.values():
+            raise Problem(f"{name} has {roi} or label {label} twice", "get it from NSD again")
+        values[roi] = label
+    if not values:
+        raise Problem(f"{name} names no ROI", "get it from NSD again")
+    return values
+
+
+def ncsnr(root, subject):
+    """The noise-ceiling signal-to-noise ratio of each voxel, (z, y, x) float32 with NaN where unknown, and its Grid."""
+    volume, grid = _volume(root, ncsnr_key(subject))
+    return volume.astype(np.float32), grid
+
+
+# captions
+
+
+class Captions(dict):
+    """{0-based 73k id: [caption, …]}. Asking for an image without captions raises Problem."""
+
+    def __missing__(self, stimulus):
+        raise Problem(f"there are no captions for 73k id {stimulus}",
+                      "nsd_stim_info_merged.csv and COCO's captions_*2017.json must cover it")
+
+
+def captions(root, workdir=None):
+    """The captions of every image in nsd_stim_info_merged.csv that COCO has some for.
+
+    COCO's files are read from below NSD's stimuli, or from `workdir`/annotations if they are there: NSD's bucket may
+    not hold them.
+    """
+    name = root.name(INFO_KEY)
+    by_split = {}
+    for line, row in enumerate(_rows(root.read(INFO_KEY), ",", name), start=2):
+        if not {"nsdId", "cocoId", "cocoSplit"} <= row.keys():
+            raise Problem(f"{name} lacks one of the columns nsdId, cocoId, cocoSplit", "get it from NSD again")
+        if row["cocoSplit"] not in ("train2017", "val2017"):
+            raise Problem(f"line {line} of {name} has cocoSplit {row['cocoSplit']!r}", "it must be train2017 or val2017")
+        stimulus = _whole(row["nsdId"], f"nsdId in line {line} of {name}")
+        if not 0 <= stimulus < STIMULI:
+            raise Problem(f"line {line} of {name} has nsdId {stimulus}", f"it must be 0-based and below {STIMULI}")
+        by_image = by_split.setdefault(row["cocoSplit"], {})
+        by_image.setdefault(_whole(row["cocoId"], f"cocoId in line {line} of {name}"), []).append(stimulus)
+    found = Captions()
+    for split, by_image in sorted(by_split.items()):
+        for image, caption in _coco(root, split, workdir):
+            for stimulus in by_image.get(image, ()):
+                found.setdefault(stimulus, []).append(caption)
+    return found
+
+
+def _coco(root, split, workdir):
+    """(COCO image id, caption) pairs, in the file's order."""
+    key = captions_key(split)
+    local = layout.annotations(workdir) / Path(key).name if workdir is not None else None
+    if local is not None and local.exists():
+        name, content = local, local.read_bytes()
+    elif root.exists(key):
+        name, content = root.name(key), root.read(key, limit=TABLE_LIMIT)
+    else:
+        where = local or "annotations/ of the working folder"
+        raise Problem(f"{root.name(key)} does not exist",
+                      f"unpack COCO's annotations_trainval2017.zip and put {Path(key).name} at {where}")
+    try:
+        for annotation in json.loads(content)["annotations"]:
+            if not isinstance(annotation["caption"], str) or not annotation["caption"].strip():
+                raise ValueError(f"empty caption of image {annotation['image_id']}")
+            yield int(annotation["image_id"]), annotation["caption"].strip()
+    except (ValueError, KeyError, TypeError) as error:
+        raise Problem(f"{name} is not a COCO caption file ({error})", "get it again") from error
+
+
+def captions_of(found, stimuli):
+    """[[caption, …] per stimulus] of 0-based 73k ids. Raises Problem for one without captions."""
+    return [found[int(stimulus)] for stimulus in stimuli]
+
+
+# stimuli
+
+
+def stimuli_path(root, workdir):
+    """The file of NSD's images: in place for a local root, else the copy that img2feat_sd.py keeps in `workdir`."""
+    if root.local:
+        path = root.path(STIMULI_KEY)
+        if not path.is_file():
+            raise Problem(f"{path} does not exist", "check NSD_ROOT")
+        return path
+    path = layout.stimuli(workdir)
+    if not path.is_file():
+        raise Problem(f"{path} is missing", "run img2feat_sd.py, which fetches it")
+    return path
+
+
+class Stimuli:
+    """Images in an HDF5 file like nsd_stimuli.hdf5: `imgBrick` (n, H, W, 3) uint8, row = 0-based 73k id.
+
+    A file with `stim_ids` (n,) holds those ids instead of 0 … n-1.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        try:
+            self._file = h5py.File(self.path, "r")
+        except FileNotFoundError as error:
+            raise Problem(f"{path} is missing", "run img2feat_sd.py, which fetches it") from error
+        except OSError as error:
+            raise Problem(f"{path} is not a whole HDF5 file ({error})", "delete it and fetch or make it again") from error
+        self._images = self._file.get("imgBrick")
+        if not isinstance(self._images, h5py.Dataset):
+            self.close()
+            raise Problem(f"{path} has no dataset imgBrick", "give NSD's nsd_stimuli.hdf5 or a file like it")
+        if self._images.dtype != np.uint8 or self._images.ndim != 4 or self._images.shape[3] != 3 or 0 in self._images.shape:
+            shape, dtype = self._images.shape, self._images.dtype
+            self.close()
+            raise Problem(f"imgBrick of {path} is {dtype} {shape}, not uint8 (n, H, W, 3)", "get the file again")
+        self.shape = self._images.shape
+        self.count = self.shape[0]
+        self._rows = None
+        if "stim_ids" in self._file:
+            ids = self._file["stim_ids"][:]
+            if ids.shape != (self.count,):
+                raise Problem(f"{path} has {self.count} images and stim_ids of shape {ids.shape}", "make the file again")
+            self._rows = {int(stimulus): row for row, stimulus in enumerate(ids)}
+
+    def read(self, ids):
+        """(len(ids), H, W, 3) uint8 images of 0-based 73k ids, in the order given; the file is read in its own order."""
+        rows = np.array([self._row(stimulus) for stimulus in ids], np.int64)
+        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        order = np.argsort(rows, kind="stable")
+        sorted_rows = rows[order]
+        starts = np.flatnonzero(np.diff(sorted_rows, prepend=-2) > 1)
+        try:
+            for start, stop in zip(starts, [*starts[1:], len(rows)]):
+                first, last = sorted_rows[start], sorted_rows[stop - 1]
+                run = self._images[first:last + 1]
+                out[order[start:stop]] = run[sorted_rows[start:stop] - first]
+        except OSError as error:
+            raise Problem(f"{self.path} cannot be read at image {first} ({error})", "fetch or make it again") from error
+        return out
+
+    def _row(self, stimulus):
+        row = self._rows.get(int(stimulus), -1) if self._rows is not None else int(stimulus)
+        if not 0 <= row < self.count:
+            raise Problem(f"{self.path} has no image of 73k id {stimulus}", f"it holds {self.count} images")
+        return row
+
+    def check(self):
+        """Read an image at the start, the middle and the end. Raises Problem if one cannot be read."""
+        ids = [0, self.count // 2, self.count - 1]
+        known = sorted(self._rows) if self._rows is not None else range(self.count)
+        self.read([known[position] for position in ids])
+
+    def close(self):
+        self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
