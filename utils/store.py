@@ -201,9 +201,10 @@ class Shards:
         if found:
             _must_match(found, {key: str(value) for key, value in wanted.items()}, self.folder)
 
-    def files(self):
-        """{file name: size in bytes} of what is read: a cheap sign that shards were added or written anew."""
-        return {path.name: path.stat().st_size for path in sorted({path for path, _ in self._where.values()})}
+    def files(self, stimuli):
+        """{file name: size in bytes} of the files that hold `stimuli`: a cheap sign that they were written anew."""
+        paths = {self._where[int(stimulus)][0] for stimulus in stimuli}
+        return {path.name: path.stat().st_size for path in sorted(paths)}
 
     def item_shape(self):
         """Shape of one stimulus's feature."""
