@@ -1,4 +1,5 @@
 """Occluders hide what was asked, where the seed says, and the files of occluded stimuli keep it so."""
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,19 @@ def stimuli(tmp_path_factory):
     return path, images
 
 
-def run(*arguments):
-    return subprocess.run([sys.executable, "generate_occluded_images.py", *map(str, arguments)],
-                          capture_output=True, text=True, cwd=ROOT)
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the stage as its command line does; gives returncode, stdout and stderr."""
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["generate_occluded_images.py", *map(str, arguments)])
+        status = 0
+        try:
+            runpy.run_path(str(ROOT / "generate_occluded_images.py"), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, status, out, err)
+    return command
 
 
 def refused(result, status=1):
@@ -109,7 +120,7 @@ def test_the_mean_fill_tells_nothing_of_what_it_hides():
     assert (occlusion.apply(image, everything, "mean", 0, 0) == occlusion.GREY).all()
 
 
-def test_the_hdf5_is_laid_out_as_nsds_with_masks_and_says_what_made_it(stimuli, tmp_path):
+def test_the_hdf5_is_laid_out_as_nsds_with_masks_and_says_what_made_it(stimuli, tmp_path, run):
     path, images = stimuli
     out = tmp_path / "occluded.hdf5"
     done = run("--input_path", path, "--output_path", out, "--occluder", "patches", "--place", "random",
@@ -133,7 +144,7 @@ def test_the_hdf5_is_laid_out_as_nsds_with_masks_and_says_what_made_it(stimuli, 
     assert not layout.parts(out).exists()
 
 
-def test_an_image_is_the_same_whatever_the_range_and_the_form(stimuli, tmp_path):
+def test_an_image_is_the_same_whatever_the_range_and_the_form(stimuli, tmp_path, run):
     path, _ = stimuli
     options = ("--place", "random", "--fill", "noise", "--occluder", "ellipse")
     assert run("--input_path", path, "--output_path", tmp_path / "all.h5", *options).returncode == 0
@@ -177,7 +188,7 @@ def test_a_killed_run_resumes_where_it_stopped_and_ends_byte_identical(stimuli, 
         assert not occlusion.write_hdf5(images, range(7), resumed, wanted, False, die_at(0))
 
 
-def test_finished_work_is_skipped_and_other_settings_are_refused(stimuli, tmp_path):
+def test_finished_work_is_skipped_and_other_settings_are_refused(stimuli, tmp_path, run):
     path, _ = stimuli
     out = tmp_path / "occluded.hdf5"
     assert run("--input_path", path, "--output_path", out).returncode == 0
@@ -192,7 +203,7 @@ def test_finished_work_is_skipped_and_other_settings_are_refused(stimuli, tmp_pa
         assert occluded.settings["fill"] == "grey" and occluded.settings["ratio"] == 0.3
 
 
-def test_pngs_of_two_occluders_never_share_a_folder(stimuli, tmp_path):
+def test_pngs_of_two_occluders_never_share_a_folder(stimuli, tmp_path, run):
     path, _ = stimuli
     folder = tmp_path / "png"
     assert run("--h5_path", path, "--outdir", folder).returncode == 0
@@ -203,7 +214,7 @@ def test_pngs_of_two_occluders_never_share_a_folder(stimuli, tmp_path):
     assert sorted(image.name for image in folder.glob("*.png")) == ["000000.png", "000001.png"]
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(stimuli, tmp_path):
+def test_bad_input_is_one_line_and_leaves_nothing(stimuli, tmp_path, run):
     path, images = stimuli
     out = tmp_path / "out" / "occluded.hdf5"
     cut = tmp_path / "cut.hdf5"
@@ -227,7 +238,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(stimuli, tmp_path):
         refused(run(*wrong), status=2)
 
 
-def test_a_range_past_the_end_goes_to_the_last_image_and_says_so(stimuli, tmp_path):
+def test_a_range_past_the_end_goes_to_the_last_image_and_says_so(stimuli, tmp_path, run):
     done = run("--h5_path", stimuli[0], "--outdir", tmp_path / "png", "--start", 5, "--end", 99)
     assert done.returncode == 0 and "there are 7 images" in done.stderr
     assert len(list((tmp_path / "png").glob("*.png"))) == 2
