@@ -9,7 +9,7 @@ each SIDE (0.3: 9% of the area); 0.71 hides half the image. While it is written,
 """
 from pathlib import Path
 
-from utils import cli, layout, occlusion, store
+from utils import cli, layout, nsd, occlusion, store
 
 
 def main(argv=None):
@@ -45,21 +45,21 @@ def main(argv=None):
 
     options = {"kind": args.occluder, "ratio": args.occlusion_ratio, "place": args.place, "fill": args.fill,
                "seed": args.seed}
-    with occlusion.Stimuli(args.h5_path or args.input_path or layout.stimuli(args.workdir)) as images:
-        wanted = store.record("generate_occluded_images.py", options, input=images.fingerprint())
+    with nsd.Stimuli(args.h5_path or args.input_path or layout.stimuli(args.workdir)) as stimuli:
+        wanted = store.record("generate_occluded_images.py", options, input=occlusion.fingerprint(stimuli))
         if older:
             asked = None if (args.start, args.end) == (None, None) else [
-                args.start or 0, len(images) if args.end is None else args.end]
-            ids = cli.image_range(asked, len(images))
+                args.start or 0, stimuli.count if args.end is None else args.end]
+            ids = cli.image_range(asked, stimuli.count)
             with cli.progress(total=len(ids), desc="occluding", unit="image") as bar:
-                made = occlusion.write_pngs(images, ids, args.outdir, wanted, args.overwrite, bar.update)
+                made = occlusion.write_pngs(stimuli, ids, args.outdir, wanted, args.overwrite, bar.update)
             print(f"{args.outdir}: {made} images written, {len(ids) - made} were there")
         else:
             path = args.output_path or layout.occluded_stimuli(args.workdir)
-            ids = cli.image_range(args.imgidx, len(images))
+            ids = cli.image_range(args.imgidx, stimuli.count)
             wanted["images"] = [ids.start, ids.stop]
             with cli.progress(total=len(ids), desc="occluding", unit="image") as bar:
-                made = occlusion.write_hdf5(images, ids, path, wanted, args.overwrite, bar.update)
+                made = occlusion.write_hdf5(stimuli, ids, path, wanted, args.overwrite, bar.update)
             print(f"{path}: {len(ids)} images" + ("" if made else " (were there)"))
 
 

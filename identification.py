@@ -1,4 +1,4 @@
-"""Identify each test image among the others by its reconstructions: accuracy, 95% interval, permutation p. Chance is 0.5.
+"""Identify each test image among the others by its reconstructions, with interval and p; chance is 0.5.
 
 An image's accuracy is the share of the other images whose reconstructions correlate less with it than its own; r is
 averaged over samples, ties count one half. The interval is over images; p is against reconstructions given to images
@@ -17,7 +17,7 @@ def main(argv=None, dataset="nsd"):
     cli.add_seed(parser)
     parser.add_argument("--usefeat", nargs="+", required=True, choices=layout.EVALUATION_FEATURES, metavar="FEATURE",
                         help=f"features to compare: {' '.join(layout.EVALUATION_FEATURES)}")
-    parser.add_argument("--n_samples", type=int, metavar="N", help="compare the first N samples of each image (default: all)")
+    parser.add_argument("--n_samples", type=int, metavar="N", help="compare the first N of each image (default: all)")
     args = cli.parse(parser, argv)
     if args.n_samples is not None and args.n_samples < 1:
         parser.error("--n_samples must be at least 1")
@@ -29,7 +29,8 @@ def main(argv=None, dataset="nsd"):
     source = store.read_json(layout.manifest(folder)) if layout.manifest(folder).exists() else None
     for feature in args.usefeat:
         with cli.progress(desc=f"{run} {feature}", unit="image") as bar:
-            features, r, found = identification.identify(folder, feature, made_by, args.n_samples, args.seed, bar.update)
+            features, r, found = identification.identify(
+                folder, feature, made_by, args.n_samples, args.seed, bar.update)
         options = {"subject": args.subject, "run": run, "feature": feature, "seed": args.seed}
         identification.write_scores(ws.per_image_scores(run, feature), features.images, r,
                                     store.record("identification.py", options, source=source, **found))

@@ -115,7 +115,8 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
 
 def test_the_permutation_p_is_uniform_without_signal_and_small_with_it(monkeypatch):
     monkeypatch.setattr(identification, "PERMUTATIONS", 400)
-    null = [identification.permutation_p(np.random.default_rng(seed).normal(size=(12, 12)), seed) for seed in range(200)]
+    null = [identification.permutation_p(np.random.default_rng(seed).normal(size=(12, 12)), seed)
+            for seed in range(200)]
     assert 0.42 < np.mean(null) < 0.58
     assert 0.01 <= np.mean(np.array(null) <= 0.05) <= 0.10
     assert identification.permutation_p(correlate(*world(20, 2, 60))) == 1 / 401
@@ -149,7 +150,8 @@ def write(workdir, run, feature, images, originals, samples):
 def run(monkeypatch, capsys):
     """Run a stage as its command line does; gives returncode, stdout and stderr."""
     def command(workdir, *arguments, script="identification.py"):
-        monkeypatch.setattr(sys, "argv", [script, "--workdir", str(workdir), "--subject", "subj01", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", [script, "--workdir", str(workdir), "--subject", "subj01",
+                                          *map(str, arguments)])
         status = 0
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")

@@ -61,7 +61,7 @@ class Features:
     def _read(self, path):
         array = store.read_npy(path)
         if array.dtype.kind not in "fiu" or not array.size:
-            raise Problem(f"{path} holds {array.dtype} {array.shape}, not features", "delete it and run its stage again")
+            raise Problem(f"{path} holds {array.dtype} {array.shape}, not features", "delete it and run its stage")
         return array.reshape(-1)
 
 
@@ -82,9 +82,10 @@ def _centred(vectors, what):
 def correlations(images, original, reconstructions, progress=lambda done: None):
     """(n, n) float64: r[i, j] of original i with reconstruction j, averaged over j's samples.
 
-    images: (n,) what errors call each. original(i) → (dims,); reconstructions(j) → (samples, dims). r is linear in the standardised samples, so these are
-    averaged first and every r comes from one matrix product. Memory: n × dims float32, and ~0.3 GB.
-    progress: called with the number of images read. Raises Problem for constant, non-finite or unlike features.
+    images: (n,) what errors call each. original(i) → (dims,); reconstructions(j) → (samples, dims). r is linear in the
+    standardised samples, so these are averaged first and every r comes from one matrix product. Memory: n × dims
+    float32, and ~0.3 GB. progress: called with the number of images read. Raises Problem for constant, non-finite or
+    unlike features.
     """
     count = len(images)
     for i in range(count):
@@ -113,7 +114,7 @@ def correlations(images, original, reconstructions, progress=lambda done: None):
 
 def _must_fit(vectors, dims, what):
     if vectors.shape[1] != dims:
-        raise Problem(f"{what} has {vectors.shape[1]} dims, others {dims}", "extract the features again with --overwrite")
+        raise Problem(f"{what} has {vectors.shape[1]} dims, others {dims}", "extract them again with --overwrite")
 
 
 def accuracy(r):
@@ -177,7 +178,7 @@ def identify(folder, feature, made_by, samples=None, seed=42, progress=lambda do
 
 
 def write_scores(path, images, r, record):
-    """CSV with a row per image: imgidx, mean_corr (r with its own reconstructions), accuracy; and the JSON beside it."""
+    """CSV, a row per image: imgidx, mean_corr (r with its own reconstructions), accuracy; and the JSON beside it."""
     rows = [f"{image},{own:.6f},{score:.6f}\n" for image, own, score in zip(images, np.diagonal(r), accuracy(r))]
     store.write_json(layout.sidecar(path), record)
     store.write_text(path, "imgidx,mean_corr,accuracy\n" + "".join(rows))

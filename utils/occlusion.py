@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from utils import layout, store
+from utils import layout, nsd, store
 from utils.errors import Problem
 
 KINDS = ("rectangle", "ellipse", "bars", "patches")
@@ -121,74 +121,32 @@ def apply(image, hidden, fill, seed, index):
     return out
 
 
-class Stimuli:
-    """An HDF5 of images laid out as NSD's: `imgBrick` (n, H, W, 3) uint8, row = 0-based 73k id. Raises Problem."""
-
-    def __init__(self, path):
-        self.path = Path(path)
-        self.file = _open(self.path, "python img2feat_sd.py, or give --input_path")
-        try:
-            self.images = self.file["imgBrick"]
-        except KeyError as error:
-            raise Problem(f"{path} has no imgBrick", "give NSD's nsd_stimuli.hdf5") from error
-        if self.images.ndim != 4 or self.images.shape[3] != 3 or self.images.dtype != np.uint8:
-            raise Problem(f"imgBrick of {path} is {self.images.dtype} {self.images.shape}, not uint8 (n, H, W, 3)",
-                          "give NSD's nsd_stimuli.hdf5")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def __len__(self):
-        return len(self.images)
-
-    def blocks(self, ids):
-        """Yield (id, image (H, W, 3) uint8) of a range of ids, reading READ_IMAGES at a time."""
-        for start in range(ids.start, ids.stop, READ_IMAGES):
-            stop = min(start + READ_IMAGES, ids.stop)
-            try:
-                block = self.images[start:stop]
-            except OSError as error:
-                raise Problem(f"images {start} to {stop} of {self.path} cannot be read ({error})",
-                              "fetch the file again") from error
-            yield from zip(range(start, stop), block)
-
-    def fingerprint(self):
-        """What tells this file from another without reading all 39 GB: its shape, and a digest of 16 images."""
-        hashed = hashlib.blake2b(digest_size=16)
-        for row in sorted({round(row) for row in np.linspace(0, len(self) - 1, 16)}):
-            for _, image in self.blocks(range(row, row + 1)):
-                hashed.update(image.tobytes())
-        return {"shape": list(self.images.shape), "digest_of_16": hashed.hexdigest()}
+def fingerprint(stimuli):
+    """What tells a file of stimuli from another without reading all 39 GB: its shape, and a digest of 16 images."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for index in sorted({round(row) for row in np.linspace(0, stimuli.count - 1, 16)}):
+        hashed.update(stimuli.read([index]).tobytes())
+    return {"shape": list(stimuli.shape), "digest_of_16": hashed.hexdigest()}
 
 
-def _open(path, made_by):
-    try:
-        return h5py.File(path, "r")
-    except FileNotFoundError as error:
-        raise Problem(f"{path} is missing", f"run {made_by}") from error
-    except OSError as error:
-        raise Problem(f"{path} is not a whole HDF5 file ({error})", "delete it and make it again") from error
+def _occlude(stimuli, ids, options):
+    """Yield (id, occluded image, mask), reading READ_IMAGES at a time. options: kind, ratio, place, fill and seed."""
+    for start in range(0, len(ids), READ_IMAGES):
+        some = ids[start:start + READ_IMAGES]
+        for index, image in zip(some, stimuli.read(some)):
+            hidden = mask(options["kind"], options["ratio"], options["place"], options["seed"], index, image.shape[:2])
+            yield index, apply(image, hidden, options["fill"], options["seed"], index), hidden
 
 
-def _occlude(images, ids, options):
-    """Yield (id, occluded image, mask) of a range of ids. options: kind, ratio, place, fill and seed."""
-    for index, image in images.blocks(ids):
-        hidden = mask(options["kind"], options["ratio"], options["place"], options["seed"], index, image.shape[:2])
-        yield index, apply(image, hidden, options["fill"], options["seed"], index), hidden
-
-
-def write_hdf5(images, ids, path, wanted, overwrite, progress):
+def write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
     """Write the occluded images of a range of ids to an HDF5 laid out as NSD's; False if that was done already.
 
-    `imgBrick` (n, H, W, 3) uint8 and `mask` (n, H, W) bool, one gzip chunk an image; `stim_ids` (n,) int64; attributes:
+    stimuli: an `nsd.Stimuli`. `imgBrick` (n, H, W, 3) uint8 and `mask` (n, H, W) bool, one gzip chunk an image; `stim_ids` (n,) int64; attributes:
     kind, ratio, place, fill, seed and where the images come from. wanted: see `store.record`, with the occluder as its
     options. Parts of PART_IMAGES images are kept until the whole is joined, so a killed run resumes.
     """
     path = Path(path)
-    if path.resolve() == images.path.resolve():
+    if path.resolve() == stimuli.path.resolve():
         raise Problem(f"{path} is both input and output", "give another --output_path")
     if store.is_done(path, wanted, overwrite):
         return False
@@ -203,13 +161,13 @@ def write_hdf5(images, ids, path, wanted, overwrite, progress):
             progress(len(part))
             continue
         with store.atomic(part_path) as temporary, h5py.File(temporary, "w") as file:
-            brick, masks = _datasets(file, len(part), images.images.shape[1:])
-            for row, (_, image, hidden) in enumerate(_occlude(images, part, wanted["options"])):
+            brick, masks = _datasets(file, len(part), stimuli.shape[1:])
+            for row, (_, image, hidden) in enumerate(_occlude(stimuli, part, wanted["options"])):
                 brick[row], masks[row] = image, hidden
                 progress(1)
     with store.atomic(path) as temporary:
         with h5py.File(temporary, "w") as file:
-            _join(file, parts, part_ids, images.images.shape[1:])
+            _join(file, parts, part_ids, stimuli.shape[1:])
             file.create_dataset("stim_ids", data=np.arange(ids.start, ids.stop, dtype=np.int64))
             for key, value in sorted(wanted["options"].items()):
                 file.attrs[key] = value
@@ -230,7 +188,7 @@ def _join(file, parts, part_ids, shape):
     datasets = _datasets(file, sum(len(part) for part in part_ids), shape)
     row = 0
     for part in part_ids:
-        with _open(layout.feature_shard(parts, part.start, part.stop), "the same command again") as piece:
+        with h5py.File(layout.feature_shard(parts, part.start, part.stop), "r") as piece:
             for source_row in range(len(part)):
                 for target in datasets:
                     zeros = (0,) * (target.ndim - 1)
@@ -239,7 +197,7 @@ def _join(file, parts, part_ids, shape):
                 row += 1
 
 
-def write_pngs(images, ids, folder, wanted, overwrite, progress):
+def write_pngs(stimuli, ids, folder, wanted, overwrite, progress):
     """Write the occluded images of a range of ids as one PNG each, which keeps the occluder's edge; returns how many.
 
     Images that are there already are kept, unless overwrite. Those of another occluder never stay beside the new ones.
@@ -252,59 +210,36 @@ def write_pngs(images, ids, folder, wanted, overwrite, progress):
     missing = [index for index in ids if overwrite or not layout.stimulus_image(folder, index).exists()]
     progress(len(ids) - len(missing))
     for first in missing:
-        for index, image, _ in _occlude(images, range(first, first + 1), wanted["options"]):
+        for index, image, _ in _occlude(stimuli, range(first, first + 1), wanted["options"]):
             with store.atomic(layout.stimulus_image(folder, index)) as temporary:
                 Image.fromarray(image).save(temporary, format="PNG")
             progress(1)
     return len(missing)
 
 
-class OccludedStimuli:
-    """The images and masks that `write_hdf5` wrote, by 73k id. Raises Problem for a missing, broken or foreign file.
+class OccludedStimuli(nsd.Stimuli):
+    """The images and masks that `write_hdf5` wrote, by 73k id; `read(ids)` gives the images as they are shown.
 
     ids: (n,) int64, ascending. count: one more than the largest id. settings: the occluder (kind, ratio, place, fill,
-    seed) and its input.
+    seed) and its input. Raises Problem for a missing, broken or foreign file.
     """
 
     def __init__(self, path):
-        self.path = Path(path)
-        self.file = _open(self.path, "python generate_occluded_images.py")
-        absent = {"imgBrick", "mask", "stim_ids"} - set(self.file)
-        if absent:
-            raise Problem(f"{path} has no {' or '.join(sorted(absent))}", "make it with generate_occluded_images.py")
-        self.ids = self.file["stim_ids"][:]
-        self.settings = {key: np.asarray(value).item() for key, value in sorted(self.file.attrs.items())}
-        if not len(self.ids) == len(self.file["imgBrick"]) == len(self.file["mask"]):
-            raise Problem(f"imgBrick, mask and stim_ids of {path} differ in length",
-                          "make it again with generate_occluded_images.py --overwrite")
-        self.count = int(self.ids.max(initial=-1)) + 1
-        self._rows = {int(stimulus): row for row, stimulus in enumerate(self.ids)}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.file.close()
-
-    def read(self, ids):
-        """(len(ids), H, W, 3) uint8 occluded images, in the order given."""
-        return self._take("imgBrick", ids)
+        if not Path(path).exists():
+            raise Problem(f"{path} is missing", "run python generate_occluded_images.py")
+        super().__init__(path)
+        if not {"mask", "stim_ids"} <= set(self._file) or self._file["mask"].shape != self.shape[:3]:
+            self.close()
+            raise Problem(f"{path} has no stim_ids or no mask (n, H, W)", "make it with generate_occluded_images.py")
+        self.ids = self._file["stim_ids"][:]
+        self.count = int(self.ids.max()) + 1
+        self.settings = {key: np.asarray(value).item() for key, value in sorted(self._file.attrs.items())}
 
     def masks(self, ids):
         """(len(ids), H, W) bool, True where hidden, in the order given."""
-        return self._take("mask", ids)
-
-    def _take(self, name, ids):
-        missing = [int(stimulus) for stimulus in ids if int(stimulus) not in self._rows]
-        if missing:
-            raise Problem(f"{self.path} lacks {len(missing)} of {len(ids)} images (the first is 73k id {missing[0]})",
-                          "make them with generate_occluded_images.py, with --imgidx that spans them")
-        dataset = self.file[name]
-        out = np.empty((len(ids), *dataset.shape[1:]), dataset.dtype)
-        for position, stimulus in enumerate(ids):
-            try:
-                out[position] = dataset[self._rows[int(stimulus)]]
-            except OSError as error:
-                raise Problem(f"image {int(stimulus)} of {self.path} cannot be read ({error})",
-                              "make it again with generate_occluded_images.py --overwrite") from error
-        return out
+        masks = self._file["mask"]
+        try:
+            return np.stack([masks[self._row(stimulus)] for stimulus in ids])
+        except OSError as error:
+            raise Problem(f"the masks of {self.path} cannot be read ({error})",
+                          "make it again with generate_occluded_images.py --overwrite") from error
