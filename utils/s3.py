@@ -39,8 +39,8 @@ CHUNK = 1 << 20
 TRANSIENT_CODES = {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling",
                    "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
 TRANSIENT_ERRORS = (
-    botocore.exceptions.HTTPClientError, botocore.exceptions.IncompleteReadError, urllib3.exceptions.HTTPError,
-    http.client.HTTPException, ConnectionError, TimeoutError,
+    botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError, botocore.exceptions.IncompleteReadError,
+    urllib3.exceptions.HTTPError, http.client.HTTPException, ConnectionError, TimeoutError,
 )
 
 
@@ -166,7 +166,7 @@ class Bucket(Root):
             self._room(path, version.size - done)
             with (open(part, "ab") as file, self.open(key, done, version) as stream,
                   cli.progress(total=version.size, initial=done, unit="B", unit_scale=True, desc=path.name) as bar):
-                while chunk := stream.read(CHUNK):
+                while chunk := stream.read1(CHUNK):
                     file.write(chunk)
                     bar.update(len(chunk))
                 file.flush()

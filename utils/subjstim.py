@@ -15,6 +15,9 @@ def stage_of(feature):
     """The script that extracts a feature."""
     if feature.startswith("dpt_emb"):
         return "img2feat_dpt.py"
+    if feature.removesuffix(OCCLUDED) in layout.VGG19_LAYERS:
+        layer = feature.removesuffix(OCCLUDED)
+        return f"make_vgg19bdpy{'_occlusion' if feature.endswith(OCCLUDED) else ''}.py --layers {layer}"
     return STAGES.get(feature, "the img2feat stage that writes it")
 
 
@@ -36,6 +39,7 @@ def gather(ws, feature, use_stim, dataset, folder=None, npy=False, overwrite=Fal
                       f"(73k ids {', '.join(map(str, missing[:5]))}{' …' if len(missing) > 5 else ''})",
                       f"run {made_by}")
     attributes = shards.attributes()
+    _check_origin(feature, attributes, shards.folder)
     wanted = store.record(SCRIPT, {"subject": ws.subject, "feature": feature, "use_stim": use_stim, "dataset": dataset},
                           [ws.stims, ws.stims_ave, ws.stims_ave_test], features=attributes, shards=shards.files(design.stims_ave))
     path = ws.subject_features(use_stim, feature)
@@ -55,6 +59,13 @@ def _check_name(feature, dataset):
             raise Problem(f"--featname {feature} is a feature of whole images",
                           f"name {feature}{OCCLUDED} here, or run make_subjstim.py")
         raise Problem(f"--featname {feature} is a feature of occluded images", "run make_subjstim_occluded.py")
+
+
+def _check_origin(feature, attributes, folder):
+    """Shards must be of the feature; captions, and so `c`, may be those of the whole images."""
+    found = attributes.get("feature", feature)
+    if found != feature and not (found == "c" and feature == "c" + OCCLUDED):
+        raise Problem(f"{folder} holds the feature {found}, not {feature}", "give the --input_dir of that feature")
 
 
 def _rows(split, use_stim):
