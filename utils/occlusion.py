@@ -141,9 +141,10 @@ def _occlude(stimuli, ids, options):
 def write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
     """Write the occluded images of a range of ids to an HDF5 laid out as NSD's; False if that was done already.
 
-    stimuli: an `nsd.Stimuli`. `imgBrick` (n, H, W, 3) uint8 and `mask` (n, H, W) bool, one gzip chunk an image; `stim_ids` (n,) int64; attributes:
-    kind, ratio, place, fill, seed and where the images come from. wanted: see `store.record`, with the occluder as its
-    options. Parts of PART_IMAGES images are kept until the whole is joined, so a killed run resumes.
+    `imgBrick` (n, H, W, 3) uint8 and `mask` (n, H, W) bool, one gzip chunk an image; `stim_ids` (n,) int64; attributes:
+    kind, ratio, place, fill, seed and where the images come from. stimuli: an `nsd.Stimuli`. wanted: see
+    `store.record`, with the occluder as its options. Parts of PART_IMAGES images are kept until the whole is joined, so
+    a killed run resumes.
     """
     path = Path(path)
     if path.resolve() == stimuli.path.resolve():
