@@ -67,13 +67,14 @@ class Features:
 
 def _centred(vectors, what):
     """(k, dims) → vectors minus their means, float64, and (k,) their norms. Raises Problem where r is undefined."""
-    vectors = np.asarray(vectors, np.float64)
-    with np.errstate(invalid="ignore"):
-        centred = vectors - vectors.mean(axis=1, keepdims=True)
-    norms = np.sqrt(np.einsum("kd,kd->k", centred, centred))
-    if not np.isfinite(norms).all():
+    centred = np.array(vectors, np.float64)
+    dims = centred.shape[1]
+    means = np.add.reduce(centred, axis=1) / dims
+    if not np.isfinite(means).all():
         raise Problem(f"{what} holds NaN or infinite features", "delete its features and extract them again")
-    if (norms <= 1e-10 * np.sqrt(np.einsum("kd,kd->k", vectors, vectors))).any():
+    centred -= means[:, None]
+    norms = np.sqrt(np.einsum("kd,kd->k", centred, centred))
+    if (norms <= 1e-10 * np.sqrt(dims) * np.abs(means)).any():
         raise Problem(f"{what} has a constant feature, which correlates with nothing",
                       "look at the picture: a uniform one cannot be compared")
     return centred, norms
