@@ -13,10 +13,15 @@ predictions of alpha are  P(alpha) = P_0 + sum_j c_j(alpha) P_j  with a few "bas
 
 * all alphas far below G's smallest eigenvalue (the paper's 1e-6 … 1 on thousands of trials): one Cholesky
   factor of G + a and the Neumann series (G + alpha)^-1 = sum_j (a - alpha)^j (G + a)^-(j+1);
-* otherwise: G's eigenvectors, and a low-rank basis of the shrinkage curves l / (l + alpha) over the spectrum.
+* otherwise: G's eigenvectors, and a low-rank basis of the shrinkage curves l / (l + alpha). The spectrum is cut
+  into segments, on each of which the curves of all alphas are nearly dependent: ten alphas over six decades cost
+  as much as three or four.
 
 The loss of alpha is then a quadratic in c(alpha), so the *differences* between alphas are computed, never
 obtained by subtracting two large sums: alphas are told apart far below single precision.
+
+A block of targets is held transposed, (dims, stimuli), so that each dim's bases lie together in memory and all
+their inner products are one batched product.
 """
 from dataclasses import dataclass
 
@@ -35,6 +40,11 @@ _FOLD_SEED = 0
 # Largest error of a held-out prediction, as a share of the target's norm, that the alpha basis may leave.
 # Single-precision products leave about as much.
 _BASIS_TOLERANCE = 1e-6
+
+# Pieces of equal count that the spectrum is cut into before neighbours are merged, and what one more basis costs
+# besides its product, in units of one eigenvector's (inner products and copies; measured on a CPU).
+_PIECES = 24
+_BASIS_OVERHEAD = 100
 
 # The Neumann series is used where its ratio is at most this (three terms then reach _BASIS_TOLERANCE).
 _SERIES_RATIO = 1e-2
@@ -267,30 +277,31 @@ class Decoder:
 
     # ---------------------------------------------------------------- folds
 
-    def _training_of(self, k):
-        held_out = np.zeros(self.n_trials, dtype=bool)
-        held_out[self.validation_trials[k]] = True
-        return np.flatnonzero(~held_out)
-
     def _folds(self, alphas):
-        """One fold per validation set, with its alpha basis for these alphas."""
-        folds = []
-        for k in range(self.n_folds):
-            fold = self._series_fold(k, alphas)
-            if fold is None:
-                if self._eigen_folds[k] is None:
-                    self._eigen_folds[k] = _EigenFold(self, k, alphas.min())
-                fold = self._eigen_folds[k]
-            self._own_grams[k] = None
-            folds.append((fold, *fold.alpha_basis(alphas)))
-        return folds
+        """(fold, basis, coefficients) per validation set, for these alphas."""
+        folds = [self._series_fold(k, alphas) or self._eigen_fold(k) for k in range(self.n_folds)]
+        # Folds share the cross-products of voxels and targets, so one that needs double precision decides for all.
+        if any(fold.needs_double(alphas[0]) for fold in folds):
+            folds = [self._eigen_fold(k, double=True) for k in range(self.n_folds)]
+        self._own_grams = [None] * self.n_folds
+        return [(fold, *fold.alpha_basis(alphas)) for fold in folds]
 
     def _series_fold(self, k, alphas):
         """The Neumann-series fold, or None where the alphas are not far below the spectrum."""
         key = (k, tuple(alphas))
         if key not in self._series_folds:
             self._series_folds[key] = None if self._dual else _SeriesFold.build(self, k, alphas)
+        if self._series_folds[key] is not None:
+            self._own_grams[k] = None
         return self._series_folds[key]
+
+    def _eigen_fold(self, k, double=False):
+        fold = self._eigen_folds[k]
+        if fold is None or double and fold.dtype == torch.float32:
+            self._eigen_folds[k] = (_DualFold if self._dual else _EigenFold)(self, k, double)
+        # All of a fold's products were taken; the next fold needs the memory.
+        self._own_grams[k] = None
+        return self._eigen_folds[k]
 
     def _training_gram(self, k):
         """(mean (voxels,), G (voxels, voxels)) of a fold's training trials; centred in "fixed" mode."""
@@ -383,10 +394,10 @@ class Decoder:
         return weights.index_add_(1, torch.from_numpy(self._stimulus).to(self.device), per_trial)
 
     def _cached_weights(self, alpha):
-        """(single-precision weights (n_test, n_stimuli), their row sums (n_test, 1) float64)."""
+        """(single-precision weights (n_test, n_stimuli), their row sums (n_test,) float64)."""
         if alpha not in self._weights:
             weights = self._prediction_weights(alpha)
-            self._weights[alpha] = weights.float(), weights.sum(1, keepdim=True)
+            self._weights[alpha] = weights.float(), weights.sum(1)
         return self._weights[alpha]
 
     # ---------------------------------------------------------------- targets
@@ -417,7 +428,7 @@ class Decoder:
         alphas = self.alphas if alphas is None else _check_alphas(alphas)
         folds = self._folds(alphas)
         tally = _Tally(self, alphas, features.shape[1], test_features is not None)
-        width = self._block_width(alphas)
+        width = self._block_width(folds)
         for start in range(0, features.shape[1], width):
             block = slice(start, min(start + width, features.shape[1]))
             truth = None if test_features is None else test_features[:, block]
@@ -436,11 +447,12 @@ class Decoder:
                 raise ValueError(f"{name} has shape {tuple(array.shape)}, not {(n_test, features.shape[1])} — "
                                  "give one row per test stimulus and one column per dim")
 
-    def _block_width(self, alphas):
-        """Dims per block: targets, projections and held-out predictions of one block fill `block_bytes`."""
+    def _block_width(self, folds):
+        """Dims per block: targets, projections and held-out bases of one block fill `block_bytes`."""
         held_out = max(len(v) for v in self.validation_trials)
+        n_bases = max(coefficients.shape[1] for _, _, coefficients in folds)
         rank = min(self.n_trials, self.n_voxels)
-        per_dim = 4 * (3 * self.n_stimuli + (self.n_folds + 2) * rank + (len(alphas) + 2) * held_out)
+        per_dim = 4 * (3 * self.n_stimuli + (self.n_folds + 2) * rank + (n_bases + 1) * held_out)
         return max(16, self.block_bytes // per_dim)
 
     def _predict_block(self, features, block, folds, tally, truth):
@@ -448,20 +460,19 @@ class Decoder:
         targets, mean, variance = self._centred(features, block.start)
         losses = self._losses(targets, mean, folds, len(tally.grid))
         chosen = tally.choose(block, losses, mean, variance)
-        predictions = torch.empty(len(self._test), targets.shape[1], device=self.device)
+        predictions = torch.empty(len(targets), len(self._test), device=self.device)
         for index in np.unique(chosen):
             weights, sums = self._cached_weights(float(tally.grid[index]))
             dims = torch.from_numpy(np.flatnonzero(chosen == index)).to(self.device)
-            whole = len(dims) == targets.shape[1]
-            part = (weights @ (targets if whole else targets[:, dims])).double() + sums * mean[dims]
-            predictions[:, dims] = part.float()
-        predictions = predictions.cpu().numpy()
+            part = (targets[dims] @ weights.T).double() + mean[dims, None] * sums
+            predictions[dims] = part.float()
+        predictions = predictions.T.cpu().numpy()
         if truth is not None:
             tally.correlate(block, predictions, np.asarray(truth, dtype=np.float64))
         return predictions
 
     def _centred(self, features, first_dim):
-        """Targets minus their mean over training trials, in float32; mean and variance (dims,) float64.
+        """Targets (dims, n_stimuli) float32 minus their mean over training trials; mean and variance (dims,) float64.
 
         Centring first keeps single precision for what varies, whatever the mean (SPEC §6, defect 1)."""
         raw = np.asarray(features)
@@ -470,35 +481,39 @@ class Decoder:
             stimulus, dim = np.argwhere(~finite)[0]
             raise ValueError(f"feature {first_dim + dim} of stimulus row {stimulus} is not finite — "
                              "extract the features again")
-        counts = torch.from_numpy(self._counts.astype(np.float64)).to(self.device)
-        targets = torch.from_numpy(np.ascontiguousarray(raw)).to(self.device)
+        weights = torch.from_numpy(self._counts / self.n_trials).to(self.device, torch.float32)
+        targets = torch.from_numpy(np.ascontiguousarray(raw.T)).to(self.device)
         targets = targets if targets.dtype == torch.float64 else targets.float()
-        # The first row is a shift near the mean: the sums stay small, and a constant dim gives exactly zero.
-        shift = targets[0].clone()
+        # The first stimulus is a shift near the mean: the sums stay small, and a constant dim gives exactly zero.
+        shift = targets[:, :1].clone()
         targets = (targets - shift).float()
-        offset = (counts.float() / self.n_trials) @ targets
-        targets -= offset
-        variance = (counts.float() / self.n_trials) @ targets.square()
-        return targets, shift.double() + offset.double(), variance.double()
+        offset = targets @ weights
+        targets -= offset[:, None]
+        return targets, shift[:, 0].double() + offset.double(), (targets.square() @ weights).double()
 
     def _losses(self, targets, mean, folds, n_alphas):
         """Mean squared error of every alpha, averaged over folds: (n_alphas, dims) float64."""
-        losses = torch.zeros(n_alphas, targets.shape[1], dtype=torch.float64, device=self.device)
-        shared = _SeriesFold.cross_products([fold for fold, _, _ in folds if isinstance(fold, _SeriesFold)], targets)
-        for k, (fold, scales, coefficients) in enumerate(folds):
+        losses = torch.zeros(n_alphas, len(targets), dtype=torch.float64, device=self.device)
+        values = targets.to(folds[0][0].dtype)
+        own = [fold.held_out_products(values) for fold, _, _ in folds]
+        total = sum(own)
+        for k, (fold, basis, coefficients) in enumerate(folds):
             validation = self.validation_trials[k]
-            counts = self._counts - np.bincount(self._stimulus[validation], minlength=self.n_stimuli)
-            n_training = self.n_trials - len(validation)
-            values = targets.to(fold.dtype)
-            if self.mode == "fixed":
-                weights = torch.from_numpy(counts / n_training).to(self.device, fold.dtype)
-                offset, level = -(weights @ values), None
-            else:
-                offset = level = mean.to(fold.dtype)
-            bases = fold.predictions(values, level, scales, shared)
             stimulus = torch.from_numpy(self._stimulus[validation]).to(self.device)
-            products = _inner_products(values, stimulus, offset, bases)
-            losses += _quadratic(products, coefficients) / (len(validation) * self.n_folds)
+            terms = values.new_empty(len(targets), coefficients.shape[1], len(validation))
+            if self.mode == "fixed":
+                counts = self._counts - np.bincount(self._stimulus[validation], minlength=self.n_stimuli)
+                weights = torch.from_numpy(counts / counts.sum()).to(values)
+                level, offset = None, -(values @ weights)
+            else:
+                level = offset = mean.to(fold.dtype)
+            fold.bases(values, level, basis, total - own[k], terms)
+            # The first term becomes the residual of P_0.
+            terms[:, 0].neg_().add_(values[:, stimulus]).add_(offset[:, None])
+            products = torch.bmm(terms, terms.transpose(1, 2)).double()
+            signed = -coefficients
+            signed[:, 0] = 1
+            losses += torch.einsum("ai,aj,dij->ad", signed, signed, products) / (len(validation) * self.n_folds)
         return losses
 
     # ---------------------------------------------------------------- streamed targets
@@ -544,7 +559,7 @@ class Decoder:
         if shared_alpha:
             self._accumulate(replay, folds, tally, min(probe_dims, dims), out, test_features, progress)
             return tally.report()
-        width, inner = max(1, memory_bytes // (4 * self.n_stimuli)), self._block_width(alphas)
+        width, inner = max(1, memory_bytes // (4 * self.n_stimuli)), self._block_width(folds)
         for start in range(0, dims, width):
             kept = self._collect(replay, np.arange(start, min(start + width, dims)), dims)
             for first in range(start, start + kept.shape[1], inner):
@@ -637,84 +652,144 @@ def _contiguous_folds(n_trials, n_folds):
     return np.array_split(np.arange(n_trials), n_folds)
 
 
-class _EigenFold:
+class _Spectrum:
     """A fold in the eigenbasis of its training voxels: X = U diag(s) V', spectrum l = s².
 
-    Held-out predictions of alpha are  right diag(l / (l + alpha)) left'Y,  with left = S'U (training stimuli, rank)
-    and right = X_val V / s (validation trials, rank). Both are of moderate size whatever the spectrum, so single
-    precision suffices unless the held-out leverage is extreme."""
+    Held-out predictions of alpha are  right' diag(l / (l + alpha)) U'SY,  with right = (X_val V / s)' (rank,
+    validation trials). Both factors are of moderate size whatever the spectrum."""
 
-    def __init__(self, decoder, k, smallest_alpha):
-        training, validation = decoder._training_of(k), decoder.validation_trials[k]
-        build = self._from_kernel if decoder._dual else self._from_gram
-        left, right = build(decoder, k, training, validation)
-        shrunk = right.double() * (self.values / (self.values + smallest_alpha))
-        leverage = float(shrunk.square().sum(1).max()) ** 0.5
-        # Rounding of a held-out prediction, as a share of the target's sd, is about eps × sqrt(trials) × leverage.
-        exact = _EPS32 * len(training) ** 0.5 * leverage > 1e-4
-        self.dtype = torch.float64 if exact else torch.float32
-        self.left, self.right = left.to(self.dtype).T.contiguous(), right.to(self.dtype)
-        self.left_ones = left.double().sum(0)
+    def needs_double(self, smallest_alpha):
+        """Whether single precision could spoil a held-out prediction by 1e-4 of the target's sd."""
+        if self.dtype == torch.float64:
+            return True
+        shrunk = self.right * (self.values / (self.values + smallest_alpha)).float()[:, None]
+        leverage = float(shrunk.square().sum(0).max()) ** 0.5
+        return _EPS32 * self.n_training ** 0.5 * leverage > 1e-4
 
-    def _from_gram(self, decoder, k, training, validation):
+    def alpha_basis(self, alphas):
+        """A basis of the curves l / (l + alpha), and each alpha's coefficients in it.
+
+        Returns a list of (first, last + 1, scale) — a function that is zero outside a range of the spectrum — and
+        (n_alphas, bases) float64 coefficients. The first function is one alpha's whole curve."""
+        alphas = torch.from_numpy(alphas).to(self.values)
+        curves = self.values / (self.values + alphas[:, None])
+        anchor = len(alphas) // 2
+        differences = curves - curves[anchor]
+        basis, coefficients = [(0, len(self.values), curves[anchor])], [torch.ones_like(alphas)]
+        for start, stop in self._segments(differences):
+            scales, weights = _low_rank(differences[:, start:stop])
+            basis += [(start, stop, scale) for scale in scales]
+            coefficients += list(weights.T)
+        return basis, torch.stack(coefficients, 1)
+
+    @staticmethod
+    def _segments(differences):
+        """Cut the spectrum so that the bases' products cost least: dynamic programming over a few cuts."""
+        rank = differences.shape[1]
+        cuts = np.unique(np.linspace(0, rank, min(_PIECES, rank) + 1).astype(int))
+        cost, before = [0.0] + [np.inf] * (len(cuts) - 1), [0] * len(cuts)
+        for j in range(1, len(cuts)):
+            for i in range(j):
+                # Smooth curves: some of their points, both ends among them, show how dependent they are.
+                points = np.unique(np.linspace(cuts[i], cuts[j] - 1, 48).astype(int))
+                n_bases = len(_low_rank(differences[:, torch.from_numpy(points)])[0])
+                total = cost[i] + n_bases * (cuts[j] - cuts[i] + _BASIS_OVERHEAD)
+                if total < cost[j]:
+                    cost[j], before[j] = total, i
+        segments, j = [], len(cuts) - 1
+        while j > 0:
+            segments.append((int(cuts[before[j]]), int(cuts[j])))
+            j = before[j]
+        return segments[::-1]
+
+    def _expand(self, projected, basis, out):
+        """Write right' (scale × projected) of every basis function to out (dims, bases, validation trials)."""
+        for j, (start, stop, scale) in enumerate(basis):
+            torch.mm(projected[:, start:stop] * scale.to(self.dtype), self.right[start:stop], out=out[:, j])
+
+
+class _VoxelFold:
+    """What folds with at least as many trials as voxels share: training X'SY as all trials' minus the held-out."""
+
+    def _take_sums(self, decoder, k, mean):
+        self.mean = mean
+        self.stimuli, self.sums = decoder._stimulus_sums(decoder.validation_trials[k], self.dtype)
+        self.stimuli = torch.from_numpy(self.stimuli).to(decoder.device)
+        self.repeats = torch.from_numpy(np.bincount(decoder._stimulus[decoder.validation_trials[k]])).to(self.sums)
+        self.repeats = self.repeats[self.stimuli]
+
+    def held_out_products(self, targets):
+        """(SY)'X over validation trials, (dims, voxels)."""
+        return targets[:, self.stimuli] @ self.sums
+
+    def _training_products(self, targets, level, products):
+        """(SY)'X over training trials (dims, voxels), centred in "fixed" mode, `level` (dims,) added to Y in "paper"
+        mode; from the products of centred targets with uncentred voxels."""
+        if level is None:
+            # Targets are centred over all trials: the training ones sum to minus the held-out ones.
+            return products + (targets[:, self.stimuli] @ self.repeats)[:, None] * self.mean.to(self.dtype)
+        # So are voxels.
+        return products - level[:, None] * self.sums.sum(0)
+
+
+class _EigenFold(_VoxelFold, _Spectrum):
+    """Eigenvectors of the voxels' Gram matrix."""
+
+    def __init__(self, decoder, k, double):
+        validation = decoder.validation_trials[k]
+        self.n_training = decoder.n_trials - len(validation)
         mean, gram = decoder._training_gram(k)
         self.values, vectors = _eigen(gram)
         del gram
         vectors /= self.values.sqrt()
         # Products in single precision lose eps × the condition of the singular values.
         condition = float(self.values[-1] / self.values[0]) ** 0.5
-        dtype = torch.float32 if _EPS32 * condition < 3e-5 else torch.float64
-        offset, vectors = (mean @ vectors).to(dtype), vectors.to(dtype)
-        self.stimuli, sums = decoder._stimulus_sums(training, dtype)
-        repeats = np.bincount(decoder._stimulus[training], minlength=decoder.n_stimuli)[self.stimuli]
-        left = sums @ vectors
-        left -= torch.from_numpy(repeats).to(left)[:, None] * offset
-        right = torch.cat([v.to(dtype) @ vectors - offset for _, v in decoder._chunks(validation)])
-        return left, right
+        self.dtype = torch.float64 if double or _EPS32 * condition > 3e-5 else torch.float32
+        offset, self.vectors = (mean @ vectors).to(self.dtype), vectors.to(self.dtype)
+        self.right = torch.cat([v.to(self.dtype) @ self.vectors - offset for _, v in decoder._chunks(validation)])
+        self.right = self.right.T.contiguous()
+        self._take_sums(decoder, k, mean)
 
-    def _from_kernel(self, decoder, k, training, validation):
-        train = torch.from_numpy(training).to(decoder.device)
-        held = torch.from_numpy(validation).to(decoder.device)
+    def bases(self, targets, level, basis, products, out):
+        """Write the bases P_j of targets (dims, n_stimuli) to out (dims, bases, validation trials)."""
+        self._expand(self._training_products(targets, level, products) @ self.vectors, basis, out)
+
+
+class _DualFold(_Spectrum):
+    """Eigenvectors of the trials' kernel XX', for more voxels than trials."""
+
+    def __init__(self, decoder, k, double):
+        held_out = np.zeros(decoder.n_trials, dtype=bool)
+        held_out[decoder.validation_trials[k]] = True
+        training, validation = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        self.n_training = len(training)
+        self.dtype = torch.float64 if double else torch.float32
+        train, held = (torch.from_numpy(rows).to(decoder.device) for rows in (training, validation))
         kernel, cross = decoder._gram[train][:, train], decoder._gram[held][:, train]
         if decoder.mode == "fixed":
             column = kernel.mean(0)
             cross = cross - column - cross.mean(1, keepdim=True) + column.mean()
             kernel = kernel - column - column[:, None] + column.mean()
         self.values, vectors = _eigen(kernel)
-        self.stimuli, position = np.unique(decoder._stimulus[training], return_inverse=True)
-        left = torch.zeros(len(self.stimuli), vectors.shape[1], dtype=torch.float64, device=decoder.device)
+        self.right = (cross @ (vectors / self.values)).T.to(self.dtype).contiguous()
+        stimuli, position = np.unique(decoder._stimulus[training], return_inverse=True)
+        left = torch.zeros(len(stimuli), vectors.shape[1], dtype=torch.float64, device=decoder.device)
         left.index_add_(0, torch.from_numpy(position).to(decoder.device), vectors)
-        return left, cross @ (vectors / self.values)
+        self.stimuli, self.left = torch.from_numpy(stimuli).to(decoder.device), left.to(self.dtype)
 
-    def alpha_basis(self, alphas):
-        """Scales (bases, rank) and coefficients (n_alphas, bases) with l / (l + alpha) = coefficients @ scales."""
-        alphas = torch.from_numpy(alphas).to(self.values)
-        curves = self.values / (self.values + alphas[:, None])
-        anchor = len(alphas) // 2
-        differences = curves - curves[anchor]
-        size = differences.abs().amax(1, keepdim=True)
-        scaled = differences / size.clamp(min=1e-300)
-        # Small differences may be off by 1% of themselves, large ones by _BASIS_TOLERANCE of a prediction.
-        tolerance = (_BASIS_TOLERANCE / size.clamp(min=1e-300)).clamp(_BASIS_TOLERANCE, 1e-2)[:, 0]
-        u, s, vt = torch.linalg.svd(scaled, full_matrices=False)
-        for rank in range(len(s) + 1):
-            residual = (scaled - (u[:, :rank] * s[:rank]) @ vt[:rank]).abs().amax(1)
-            if (residual <= tolerance).all():
-                break
-        coefficients = torch.cat([torch.ones_like(size), u[:, :rank] * s[:rank] * size], 1)
-        return torch.cat([curves[anchor:anchor + 1], vt[:rank]]), coefficients
+    def held_out_products(self, targets):
+        """None are shared: targets are projected on the training trials' eigenvectors directly."""
+        return 0
 
-    def predictions(self, targets, level, scales, shared):
-        """Yield the bases P_j (validation trials, dims)."""
-        stimuli = torch.from_numpy(self.stimuli).to(targets.device)
-        projected = self.left @ targets[stimuli]
+    def bases(self, targets, level, basis, products, out):
+        """Write the bases P_j of targets (dims, n_stimuli) to out (dims, bases, validation trials)."""
+        projected = targets[:, self.stimuli] @ self.left
         if level is not None:
-            projected += self.left_ones.to(self.dtype)[:, None] * level
-        for scale in scales.to(self.dtype):
-            yield self.right @ (scale[:, None] * projected)
+            projected += level[:, None] * self.left.sum(0)
+        self._expand(projected, basis, out)
 
 
-class _SeriesFold:
+class _SeriesFold(_VoxelFold):
     """A fold whose alphas all lie far below its spectrum: no eigenvectors, one Cholesky factor.
 
     With a = the middle of the alphas and H = X_val (G + a)^-1, the bases are P_j = H (G + a)^-j X'SY, and the
@@ -724,55 +799,42 @@ class _SeriesFold:
 
     @classmethod
     def build(cls, decoder, k, alphas):
-        """The fold, or None where the series would need more than three terms or the factor is unreliable."""
-        centre = (alphas.min() + alphas.max()) / 2
-        radius = (alphas.max() - alphas.min()) / 2
+        """The fold, or None where the series would need more than three terms or single precision would not do."""
+        centre = (alphas[0] + alphas[-1]) / 2
+        radius = (alphas[-1] - alphas[0]) / 2
         # The smallest eigenvalue is at most the mean one, which is at most the number of trials.
         if radius > _SERIES_RATIO * decoder.n_trials:
             return None
         mean, gram = decoder._training_gram(k)
         factor, smallest = _cholesky(gram, centre)
-        condition = float(gram.trace()) / smallest if factor is not None else np.inf
-        if factor is None or radius > _SERIES_RATIO * smallest or _EPS32 * condition ** 0.5 > 1e-4:
+        if factor is None or radius > _SERIES_RATIO * smallest \
+                or _EPS32 * (float(gram.trace()) / smallest) ** 0.5 > 1e-4:
             return None
         fold = cls()
-        ratio = max(radius / smallest, 1e-300)
-        n_terms = max(2, int(np.ceil(np.log(_BASIS_TOLERANCE) / np.log(ratio)))) if radius > 0 else 1
-        validation = decoder.validation_trials[k]
-        rows = torch.cat([v - mean for _, v in decoder._chunks(validation)])
-        fold.centre, fold.right, scale = centre, [], 1.0
+        # The first two terms always: their ratio tells the smallest of alphas apart.
+        n_terms = 1 if radius == 0 else max(2, int(np.ceil(np.log(_BASIS_TOLERANCE) / np.log(radius / smallest))))
+        rows = torch.cat([v - mean for _, v in decoder._chunks(decoder.validation_trials[k])])
+        fold.centre, fold.right = centre, []
         for _ in range(n_terms):
             rows = torch.cholesky_solve(rows.T, factor).T
-            fold.right.append(rows.float().contiguous())
-        fold.mean = mean
-        fold.stimuli, fold.sums = decoder._stimulus_sums(validation, torch.float32)
-        fold.repeats = torch.from_numpy(np.bincount(decoder._stimulus[validation])[fold.stimuli]).to(fold.sums)
-        fold.training_ones = -fold.sums.double().sum(0)
+            fold.right.append(rows.float().T.contiguous())
+        fold._take_sums(decoder, k, mean)
         return fold
 
+    def needs_double(self, smallest_alpha):
+        """Never: `build` refused such spectra."""
+        return False
+
     def alpha_basis(self, alphas):
-        """No scales, and coefficients (n_alphas, bases) = (a - alpha)^j."""
+        """No functions of the spectrum, and coefficients (n_alphas, bases) = (a - alpha)^j."""
         offset = torch.from_numpy(self.centre - alphas).to(self.mean)
         return None, offset[:, None] ** torch.arange(len(self.right), device=offset.device)
 
-    @staticmethod
-    def cross_products(folds, targets):
-        """X'SY (voxels, dims) of all trials and each fold's own part, keyed by fold."""
-        own = {id(fold): fold.sums.T @ targets[torch.from_numpy(fold.stimuli).to(targets.device)] for fold in folds}
-        return own, sum(own.values())
-
-    def predictions(self, targets, level, scales, shared):
-        """Yield the bases P_j (validation trials, dims)."""
-        own, total = shared
-        products = total - own[id(self)]
-        if level is None:
-            # Training targets sum to minus the held-out ones: they are centred over all trials.
-            held_out = self.repeats @ targets[torch.from_numpy(self.stimuli).to(targets.device)]
-            products += self.mean.float()[:, None] * held_out
-        else:
-            products += self.training_ones.float()[:, None] * level
-        for right in self.right:
-            yield right @ products
+    def bases(self, targets, level, basis, products, out):
+        """Write the bases P_j of targets (dims, n_stimuli) to out (dims, bases, validation trials)."""
+        products = self._training_products(targets, level, products)
+        for j, right in enumerate(self.right):
+            torch.mm(products, right, out=out[:, j])
 
 
 # -------------------------------------------------------------------- numerics
@@ -795,46 +857,27 @@ def _cholesky(gram, alpha):
     factor, failed = torch.linalg.cholesky_ex(shifted)
     if int(failed):
         return None, 0.0
-    # Block power iteration on the inverse; it comes within a few per cent, and half of it is kept as a margin.
+    # Block power iteration on the inverse; it comes within a third, and half of it is kept as a margin.
     generator = torch.Generator().manual_seed(0)
     block = torch.randn(len(gram), 8, dtype=gram.dtype, generator=generator).to(gram.device)
-    for _ in range(20):
+    for _ in range(8):
         block = torch.cholesky_solve(torch.linalg.qr(block)[0], factor)
     return factor, 0.5 / float(torch.linalg.matrix_norm(block, 2))
 
 
-def _inner_products(targets, stimulus, offset, bases):
-    """Inner products over validation trials of (R, P_1, P_2, …), R = truth - P_0: (1 + n, 1 + n, dims) float64.
+def _low_rank(differences):
+    """Functions (n, points) and weights (n_alphas, n) with weights @ functions = differences (n_alphas, points).
 
-    targets (n_stimuli, dims); stimulus (trials,) rows of the validation trials; offset (dims,) added to them."""
-    residual = targets[stimulus]
-    residual += offset
-    terms = []
-    for j, basis in enumerate(bases):
-        if j == 0:
-            residual -= basis
-            terms.append(residual)
-        else:
-            terms.append(basis)
-    products = torch.zeros(len(terms), len(terms), targets.shape[1], dtype=torch.float64, device=targets.device)
-    # Rows few enough to stay in cache between the products.
-    rows = max(1, (1 << 20) // (4 * targets.shape[1]))
-    for start in range(0, len(residual), rows):
-        parts = [term[start:start + rows] for term in terms]
-        for i, left in enumerate(parts):
-            for j in range(i + 1):
-                products[i, j] += (left * parts[j]).sum(0)
-    for i in range(len(terms)):
-        for j in range(i):
-            products[j, i] = products[i, j]
-    return products
-
-
-def _quadratic(products, coefficients):
-    """Squared error of every alpha, |R - sum_j c_j P_j|²: (n_alphas, dims), from the inner products."""
-    signed = -coefficients.clone()
-    signed[:, 0] = 1
-    return torch.einsum("ai,aj,ijd->ad", signed, signed, products)
+    As few as leave an error of _BASIS_TOLERANCE; small differences may be off by 1% of themselves at most."""
+    size = differences.abs().amax(1, keepdim=True).clamp(min=1e-300)
+    tolerance = (_BASIS_TOLERANCE / size).clamp(_BASIS_TOLERANCE, 1e-2)[:, 0]
+    u, s, functions = torch.linalg.svd(differences / size, full_matrices=False)
+    u *= s
+    residual = differences / size
+    for n in range(len(s) + 1):
+        if n == len(s) or (residual.abs().amax(1) <= tolerance).all():
+            return functions[:n], u[:, :n] * size
+        residual = residual - u[:, n:n + 1] * functions[n]
 
 
 def _check_alphas(alphas):
