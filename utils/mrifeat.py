@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,9 +59,9 @@ class Session:
     voxels: np.ndarray
     is_test: np.ndarray
     first_row: dict
-    matrices: tuple
     zscore: str | None
     marker: str
+    matrices: tuple = ()
 
 
 def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False):
@@ -84,22 +84,26 @@ def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False)
     records = _records(ws.subject, root, choice, used, voxels, atlas_keys)
 
     with store.locked(ws.mrifeat / "betas"):
+        for leftover in ws.mrifeat.glob(".*.part.*"):  # of a killed run: the lock keeps out any other writer
+            leftover.unlink()
         todo = [(tag, split) for tag in voxels for split in trials.SPLITS
                 if not store.is_done(ws.betas(tag, split), records[tag, split, False], overwrite)]
+        folder = ws.betas_parts(choice)
         if todo:
-            folder = ws.betas_parts(choice)
-            matrices = _prepare(folder, [records[tag, split, False] for tag, split in todo], todo, voxels, design, choice)
-            sessions = _sessions(root, ws.subject, used, session_of_trial, design, grid, voxels, matrices, choice, folder)
-            _check_headers(sessions)
-        _write_design(ws, design, records["design"], overwrite)
-        if todo:
-            _stream(sessions, workers, len(design.stims))
+            made = [records[tag, split, False] for tag, split in todo]
+            resumed = _resumable(folder, made, todo)
+            sessions = _sessions(root, ws.subject, used, session_of_trial, design, grid, voxels, choice, folder, resumed)
+            for session in sessions:
+                _open(session).close()  # a wrong header is found out now, not after hours
+            matrices = _prepare(folder, made, todo, voxels, design, choice, resumed)
+            _stream([replace(session, matrices=matrices) for session in sessions], workers, len(design.stims))
             _check_constant(folder, used, voxels)
+        _write_design(ws, design, records["design"], overwrite)
         for tag in voxels:
             for split in trials.SPLITS:
                 part = _part(folder, tag, split) if (tag, split) in todo else None
                 _finish(ws, design, tag, split, records, part, overwrite)
-        shutil.rmtree(ws.betas_parts(choice), ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return Summary(len(design.stims), len(design.stims_ave), int(design.test.sum()), len(used),
                    {tag: len(positions) for tag, positions in voxels.items()})
 
@@ -151,28 +155,31 @@ def _part(folder, tag, split):
     return folder / f"{tag}_{split}.part"
 
 
-def _prepare(folder, records, todo, voxels, design, choice):
-    """The matrices to fill, with room reserved on the disk. Those of a killed run are kept if made alike."""
-    dtype = np.dtype(np.float32 if choice.zscore else np.int16)
+def _resumable(folder, records, todo):
+    """Whether a killed run left the arrays of `todo`, made as `records` say."""
     manifest = layout.manifest(folder)
-    parts = [_part(folder, tag, split) for tag, split in todo]
     found = store.read_json(manifest)["records"] if manifest.exists() else []
-    again = all(record in found for record in records) and all(part.exists() for part in parts)
-    if not again:
+    return all(record in found for record in records) and all(_part(folder, tag, split).exists() for tag, split in todo)
+
+
+def _prepare(folder, records, todo, voxels, design, choice, resumed):
+    """The matrices to fill; unless resumed, new ones, with room reserved on the disk."""
+    dtype = np.dtype(np.float32 if choice.zscore else np.int16)
+    if not resumed:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     starts = dict(zip(voxels, np.cumsum([0, *map(len, voxels.values())]).tolist()))
     matrices = []
-    for (tag, split), part in zip(todo, parts):
-        width, rows = len(voxels[tag]), len(design.split(split).trials)
+    for tag, split in todo:
+        part, width, rows = _part(folder, tag, split), len(voxels[tag]), len(design.split(split).trials)
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {
             "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, width)})
-        if not again:
+        if not resumed:
             _reserve(part, header.getvalue(), header.tell() + rows * width * dtype.itemsize)
         matrices.append(Matrix(tag, split, str(part), dtype.str, header.tell(), (starts[tag], starts[tag] + width)))
-    if not again:
-        store.write_json(manifest, {"records": records})
+    if not resumed:
+        store.write_json(layout.manifest(folder), {"records": records})
     return tuple(matrices)
 
 
@@ -187,8 +194,8 @@ def _reserve(path, header, size):
             raise Problem(f"{path} needs {size / 1e9:.2f} GB ({error.strerror})", "make room or give another --workdir") from error
 
 
-def _sessions(root, subject, used, session_of_trial, design, grid, voxels, matrices, choice, folder):
-    """A Session for each of `used` that no earlier run has done."""
+def _sessions(root, subject, used, session_of_trial, design, grid, voxels, choice, folder, resumed):
+    """A Session, without matrices yet, for each of `used` that the resumed run has not done."""
     is_test = design.test[design.rows]
     positions = np.concatenate(list(voxels.values()))
     found = []
@@ -196,9 +203,8 @@ def _sessions(root, subject, used, session_of_trial, design, grid, voxels, matri
         inside, before = session_of_trial == number, session_of_trial < number
         first_row = {"tr": int((before & ~is_test).sum()), "te": int((before & is_test).sum())}
         marker = _marker(folder, number)
-        if not marker.exists():
-            found.append(Session(root, subject, number, grid, positions, is_test[inside], first_row, matrices, choice.zscore,
-                                 str(marker)))
+        if not (resumed and marker.exists()):
+            found.append(Session(root, subject, number, grid, positions, is_test[inside], first_row, choice.zscore, str(marker)))
     if len(found) < len(used):
         cli.say(f"{len(used) - len(found)} of {len(used)} sessions were done before")
     return found
@@ -208,13 +214,8 @@ def _marker(folder, number):
     return folder / f"session{number:02}.json"
 
 
-def _check_headers(sessions):
-    """Each session's header must fit the atlas and the design: found out now, not after hours."""
-    for session in sessions:
-        _open(session).close()
-
-
 def _open(session):
+    """The session's betas. Raises Problem unless their header fits the atlas and the design."""
     volumes = nsd.beta_volumes(session.root, session.subject, session.number)
     try:
         session.grid.must_match(volumes.grid)

@@ -15,10 +15,9 @@ from pathlib import Path
 import h5py
 import nibabel
 import numpy as np
-import scipy.io
 from isal import igzip, isal_zlib
 
-from utils import cli, layout
+from utils import cli, layout, mat5
 from utils.errors import Problem
 
 STIMULI = 73_000  # images in NSD (NSD data manual, "Experiments")
@@ -100,8 +99,8 @@ def design(root):
     name = root.name(DESIGN_KEY)
     content = root.read(DESIGN_KEY)
     try:
-        fields = scipy.io.loadmat(io.BytesIO(content), variable_names=["sharedix", "subjectim", "masterordering"])
-    except Exception as error:  # scipy raises many kinds for a broken file; all mean the same here
+        fields = mat5.read(content, ("sharedix", "subjectim", "masterordering"))
+    except ValueError as error:
         raise Problem(f"{name} is not a readable MAT file ({error})", "get it from NSD again") from error
     if "sharedix" not in fields:
         raise Problem(f"{name} has no sharedix", "get it from NSD again")
