@@ -74,6 +74,7 @@ def _upload(folder, endpoint):
     with cli.progress(total=size, desc="simulated NSD to loopback S3", unit="B", unit_scale=True) as bar:
         for path in paths:
             client.upload_file(str(path), BUCKET, path.relative_to(folder).as_posix(), Config=in_parts,
+                               ExtraArgs={"ACL": "public-read"},  # NSD is public, and moto refuses anonymous readers otherwise
                                Callback=bar.update)
     client.close()
 

@@ -54,14 +54,41 @@ def add_voxel_choice(built):
     built.add_argument("--ncsnr_min", type=float, metavar="X", help="keep voxels whose NSD noise-ceiling SNR is at least X")
 
 
+def add_run(built, dataset):
+    """The flags that name one run of reconstructions, and so its folder: see `run_name`."""
+    built.add_argument("--method", choices=["latent", *layout.METHODS], default="latent",
+                       help="latent and cvpr are the same (default: latent)")
+    built.add_argument("--dataset", choices=layout.DATASETS, default=dataset,
+                       help=f"whole or occluded images (default: {dataset})")
+    built.add_argument("--conditioning", choices=["zc", "z", "c"], default="zc",
+                       help="ablation: z leaves out the conditioning, c starts from noise (default: zc)")
+    built.add_argument("--true_features", action="store_true",
+                       help="the recovery check: true features instead of decoded ones, in a folder of its own")
+    built.add_argument("--shuffle_trials", type=int, metavar="SEED",
+                       help="the control: features decoded by ridge.py --shuffle_trials SEED")
+
+
+def control(args):
+    """The name of the control that --shuffle_trials asks for, or None."""
+    return None if args.shuffle_trials is None else f"shuffled{args.shuffle_trials}"
+
+
+def run_name(args):
+    """The name of the run that the flags of `add_run` describe."""
+    return layout.run_name(args.method, args.dataset, true_features=args.true_features,
+                           conditioning=args.conditioning, control=control(args))
+
+
 def parse(built, argv=None):
-    """Parse, and check what every script must: the range of images is written A or A B."""
+    """Parse, and check what every script must: the range of images is written A or A B, the seed is not negative."""
     args = built.parse_args(argv)
     if getattr(args, "imgidx", None) is not None:
         if len(args.imgidx) > 2:
             built.error(f"--imgidx takes A or A B, got {len(args.imgidx)} numbers")
         if min(args.imgidx) < 0:
             built.error("--imgidx must not be negative")
+    if getattr(args, "seed", None) is not None and args.seed < 0:
+        built.error("--seed must not be negative")
     return args
 
 

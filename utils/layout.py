@@ -116,13 +116,18 @@ class Workspace:
     def depth_image(self, index, dataset="nsd", control=None):
         return self.depth_folder(dataset, control, image=True) / f"{index:06}.png"
 
-    def gan_features(self, layer, index):
-        return (self.workdir / "decoded" / "gan_mod" / layer / self.subject / "streams"
-                / f"VGG19-{layer}-{self.subject}-streams-{index:06}.mat")
+    def gan_features(self, layer, index, dataset="nsd", control=None):
+        """Decoded features of one VGG19 layer and test image, for the inversion; key `feat`, (1, C, H, W) or (1, units)."""
+        return self._gan("gan_mod", layer, dataset, control) / f"VGG19-{layer}-{self.subject}-streams-{index:06}.mat"
 
-    def gan_image(self, index):
-        return (self.workdir / "decoded" / "gan_recon_img" / "all_layers" / self.subject / "streams"
+    def gan_image(self, index, dataset="nsd", control=None):
+        """The picture that the inversion makes of a test image's decoded features."""
+        return (self._gan("gan_recon_img", "all_layers", dataset, control)
                 / f"recon_image_normalized-VGG19-fc8-{self.subject}-streams-{index:06}.tiff")
+
+    def _gan(self, kind, layer, dataset, control):
+        name = of_dataset(kind, dataset) + (f"_{control}" if control else "")
+        return self.workdir / "decoded" / name / layer / self.subject / "streams"
 
     def samples(self, run):
         """Folder of a run's images. run: see `run_name`."""
@@ -144,8 +149,14 @@ class Workspace:
         """Sidecars of the identification results that are there, in order of name."""
         return sorted(self.workdir.glob(f"per_image_scores_{self.subject}_*.json"))
 
-    def figures(self):
-        return self.workdir / "figures"
+    def found_runs(self):
+        """Names of the runs (see `run_name`) that left a samples folder, in order of name."""
+        folders = self.workdir.glob(f"decoded/image-*/{self.subject}/samples")
+        return sorted(folder.parts[-3].removeprefix("image-") for folder in folders)
+
+    def figure(self, name, ending):
+        """ending: "pdf" or "png"."""
+        return self.workdir / "figures" / f"{name}_{self.subject}.{ending}"
 
 
 def run_name(method, dataset="nsd", *, true_features=False, conditioning="zc", control=None):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from mini_nsd.training import data, loop
 from mini_nsd.training.export import MODELS, save_half, write_card
 
-STEPS = 3500
+STEPS = 3800
 CROP_SHARE = 0.4        # of the steps train on 64 px crops, at a quarter of the price; the rest on whole pictures
 KL_WEIGHT = 1e-4        # per latent number: keeps the latents compact and the decoder tolerant of decoded ones
 SMALL = 80              # px: 5/8 of the native size, at which decoded latents are first turned into a picture
@@ -25,7 +25,7 @@ def train(cache) -> None:
     torch.manual_seed(0)
     series = data.training_scenes(cache)
     loop.fit("vae", build(), lambda model, step, rng: _loss(model, _batch(series, step, rng)), steps=STEPS, rate=1e-3,
-             cache=cache, export=lambda model, step, seconds: _export(model, step, seconds, series),
+             muon_rate=3e-3, decay=0.995, cache=cache, export=lambda model, step, seconds: _export(model, step, seconds, series),
              export_steps=(STEPS * 2 // 5, STEPS * 3 // 5, STEPS * 4 // 5))
 
 

@@ -1,0 +1,21 @@
+"""Extract the features that identification compares, from the originals and the reconstructions of a run.
+
+Reads   decoded/image-{method}/{subject}/samples/*.png
+Writes  identification/{method}/{subject}/{i}_org_{feature}.npy and {i}_{sample}_{feature}.npy
+"""
+from utils import cli, evaluation, layout
+
+
+def main(argv=None, dataset="nsd"):
+    parser = cli.parser(__doc__, "python img2feat_decoded.py --gpu 0 --subject subj01 --method cvpr")
+    cli.add_subject(parser)
+    cli.add_gpu(parser)
+    cli.add_run(parser, dataset)
+    parser.add_argument("--usefeat", nargs="+", choices=layout.EVALUATION_FEATURES, default=layout.EVALUATION_FEATURES,
+                        metavar="FEATURE", help=f"features to extract (default: {' '.join(layout.EVALUATION_FEATURES)})")
+    parser.add_argument("--batch_size", type=int, default=32, help="pictures a forward pass (default: 32)")
+    evaluation.extract(cli.parse(parser, argv))
+
+
+if __name__ == "__main__":
+    cli.run(main)

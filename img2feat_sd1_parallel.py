@@ -1,0 +1,37 @@
+"""Extract the features that the CVPR method decodes: `init_latent` (VAE latent of the image) and `c` (caption embedding).
+
+No sampling loop runs: the latent is the VAE posterior's mean at 320 px, c the mean text embedding of the image's captions.
+
+Reads   nsd_stimuli.hdf5 (or nsd_stimuli_occluded.hdf5), NSD's COCO captions
+Writes  nsdfeat/init_latent/ and nsdfeat/c/ (with --dataset occluded: …_occluded), one HDF5 file per 256 stimuli
+"""
+from utils import cli, diffusion, features, layout, models, nsd, s3
+
+
+def main(argv=None, dataset="nsd"):
+    parser = cli.parser(__doc__, "python img2feat_sd1_parallel.py --imgidx 0 73000 --gpu 0")
+    features.add_arguments(parser, dataset)
+    parser.add_argument("--captions", choices=["coco", "blip"], default="coco",
+                        help="caption by people (default), or by BLIP from the occluded image (img2feat_blip_occlusion.py)")
+    args = cli.parse(parser, argv)
+
+    device = cli.device(args.gpu)
+    dtype = models.precision(args.precision, device)
+    model = diffusion.LatentDiffusion(models.stable_diffusion(device, dtype))
+    stimuli, attributes = features.open_stimuli(args)
+    batch = features.batch_size(args, device)
+    features.extract(
+        args, stimuli, attributes, "sd", layout.of_dataset("init_latent", args.dataset), dtype,
+        lambda pixels, _: features.as_numpy(model.encode(pixels)), batch,
+        prepare=lambda ids: model.prepare(stimuli.read(ids)),
+    )
+    captions = nsd.captions(s3.Root.from_env(), args.workdir) if args.captions == "coco" else features.blip_captions(args)
+    features.extract(
+        args, stimuli, {"captions": args.captions}, "sd", layout.of_dataset("c", args.dataset), dtype,
+        lambda texts, _: features.as_numpy(model.caption_features(texts)), batch,
+        prepare=lambda ids: [captions[stimulus] for stimulus in ids],
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,54 @@
+"""Run the stages in order, each exactly as from a shell, and stop at the first that fails.
+
+Every command is printed before it runs, so that any of them can be repeated by hand. Finished work is not redone.
+
+Reads   NSD (NSD_ROOT) and the checkpoints (NSD_MODELS)
+Writes  everything below --workdir
+"""
+import runpy
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from utils import cli, layout, stages
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(argv=None):
+    parser = cli.parser(__doc__, "python run_pipeline.py --subject subj01 --methods cvpr text gan depth --datasets nsd occluded")
+    cli.add_subject(parser)
+    cli.add_gpu(parser)
+    cli.add_seed(parser)
+    cli.add_imgidx(parser, "the test images to reconstruct")
+    parser.add_argument("--methods", nargs="+", choices=layout.METHODS, default=["cvpr"], help="default: cvpr")
+    parser.add_argument("--datasets", nargs="+", choices=layout.DATASETS, default=["nsd"], help="default: nsd")
+    parser.add_argument("--n_samples", type=int, metavar="N", help="samples per image (default: the stage's own)")
+    parser.add_argument("--steps", type=int, metavar="N", help="diffusion steps (default: the stage's own)")
+    parser.add_argument("--scheduler", metavar="NAME", help="diffusion solver (default: the stage's own)")
+    parser.add_argument("--controls", action="store_true",
+                        help="also the recovery check (true features) and the control (shuffled trials) of the cvpr method")
+    parser.add_argument("--dry_run", action="store_true", help="print the commands only")
+    args = cli.parse(parser, argv)
+
+    steps = stages.plan(args)
+    for number, command in enumerate(steps, start=1):
+        print(f"[{number}/{len(steps)}] python {shlex.join(command)}", flush=True)
+        if not args.dry_run:
+            started = time.monotonic()
+            run(command)
+            print(f"        {time.monotonic() - started:.0f} s", flush=True)
+
+
+def run(command):
+    """Run a script in this process, so that torch and the models are loaded once, with its own argv."""
+    saved, sys.argv = sys.argv, [str(HERE / command[0]), *command[1:]]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    finally:
+        sys.argv = saved
+
+
+if __name__ == "__main__":
+    cli.run(main)

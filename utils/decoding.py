@@ -1,0 +1,132 @@
+"""From voxels to features: what ridge.py and its twin do around the regression."""
+import functools
+
+import numpy as np
+
+from utils import cli, icnn, layout, regression, store, trials
+from utils.errors import Problem
+
+DATASETS = ("original", "occluded")
+DRAW_SHUFFLE = 2  # keeps the streams of random numbers of different draws apart
+
+
+def add_arguments(parser, dataset):
+    """The flags of ridge.py and its twin."""
+    cli.add_subject(parser)
+    cli.add_gpu(parser)
+    cli.add_voxel_choice(parser)
+    parser.add_argument("--target", nargs="+", required=True, help="features to decode: init_latent, c, blip, …")
+    parser.add_argument("--roi", nargs="+", required=True, help=f"ROIs, joined: {' '.join(layout.ROIS)}")
+    parser.add_argument("--dataset", choices=DATASETS, default=dataset,
+                        help=f"whether the features are of whole or occluded images (default: {dataset})")
+    parser.add_argument("--use_stim", choices=["each", "ave"],
+                        help="train on single trials or on stimulus averages (default: each; ave for VGG19's layers)")
+    parser.add_argument("--mode", choices=["fixed", "paper"], default="fixed",
+                        help="fixed: intercept, folds by stimulus, alphas 1 … 1e6; paper: as published (default: fixed)")
+    parser.add_argument("--alphas", type=float, nargs="+", help="ridge penalties to choose from, per dim")
+    parser.add_argument("--shuffle_trials", type=int, metavar="SEED",
+                        help="control: break the link between brain and image in the training set")
+    parser.add_argument("--stream", action="store_true",
+                        help="never store the training features of VGG19's layers: run the network again for each block of "
+                        "dims that --stream_memory holds")
+    parser.add_argument("--shared_alpha", action="store_true",
+                        help="with --stream: one alpha for all dims of a target, in two passes whatever its size")
+    parser.add_argument("--stream_memory", type=float, default=2, metavar="GB",
+                        help="with --stream: memory for a block of training features (default: 2)")
+
+
+def decode(args):
+    """Fit each target and write the test images' predictions. Prints the mean test correlation of each."""
+    ws, choice = layout.Workspace.of(args), layout.VoxelChoice.of(args)
+    voxels = trials.load_voxels(ws, args.roi, choice)
+    tags = [choice.tag(roi) for roi in args.roi]
+    betas = [ws.betas(tag, split, average) for tag in tags for split, average in (("tr", False), ("te", True))]
+    device = cli.device(args.gpu)
+
+    @functools.lru_cache(maxsize=1)
+    def decoder(use):
+        rows = voxels.train_rows if use == "each" else np.arange(len(voxels.train_stimuli))
+        if args.shuffle_trials is not None:
+            draw = np.random.default_rng((args.shuffle_trials, DRAW_SHUFFLE))
+            rows = draw.permutation(len(voxels.train_stimuli))[rows]
+        return regression.Decoder(voxels.train if use == "each" else voxels.train_average, rows, mode=args.mode,
+                                  device=device, n_stimuli=len(voxels.train_stimuli))
+
+    for target in args.target:
+        use = args.use_stim or ("ave" if target.removesuffix("_occluded") in layout.VGG19_LAYERS else "each")
+        alphas = tuple(args.alphas or (regression.paper_alphas(target) if args.mode == "paper" else regression.FIXED_ALPHAS))
+        path = ws.scores(tags, target, "occluded" if args.dataset == "occluded" else None, cli.control(args))
+        check_dataset(target, args.dataset)
+        with icnn.Streamed(args, target, device) if args.stream else open_features(ws, use, target, args.dataset) as matrix:
+            options = {"rois": args.roi, "target": target, "use_stim": use, "mode": args.mode, "alphas": alphas,
+                       "dataset": args.dataset, "shuffle_trials": args.shuffle_trials,
+                       "voxels": {"atlas": choice.atlas, "zscore": choice.zscore, "ncsnr_min": choice.ncsnr_min}}
+            if args.stream:
+                options["shared_alpha"] = args.shared_alpha
+            wanted = store.record("ridge.py", options, [*betas, *([matrix.path] if matrix.path else [])],
+                                  features=matrix.attributes)
+            if store.is_done(path, wanted, args.overwrite):
+                print(f"{path.stem}: done before")
+                continue
+            if args.stream:
+                report = fit_streamed(decoder(use), alphas, matrix, voxels, path, wanted, args)
+            else:
+                check_pairing(matrix, voxels)
+                report = fit(decoder(use), alphas, matrix, voxels, path, wanted)
+        if report.at_edge:
+            cli.say(f"{target}: {report.at_edge} of {len(report.alphas)} dims chose an alpha at the grid's edge; "
+                    "give a wider --alphas if that is more than a few")
+        print(f"{path.stem}: test r = {np.nanmean(report.test_correlation):.3f} over {len(report.alphas)} dims")
+
+
+def fit(decoder, alphas, matrix, voxels, path, wanted):
+    """Predict the test images' features into `path` (test stimuli, dims) float32, and its record beside it."""
+    dims = matrix.features("tr").shape[1]
+    with store.atomic(path) as temporary:
+        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(len(voxels.test_stimuli), dims))
+        with cli.progress(desc=path.stem, total=dims, unit="dim") as bar:
+            report = decoder.predict_to(matrix.features("tr"), voxels.test, out, test_features=matrix.features("te"),
+                                        alphas=alphas, progress=lambda done, _: bar.update(done - bar.n))
+        out.flush()
+        store.finish(path, wanted, **report.summary())
+    return report
+
+
+def fit_streamed(decoder, alphas, streamed, voxels, path, wanted, args):
+    """As `fit`, for features that are computed as they are needed: an `icnn.Streamed`."""
+    with store.atomic(path) as temporary:
+        shape = (len(voxels.test_stimuli), streamed.dims)
+        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        with cli.progress(desc=path.stem, total=streamed.dims, unit="dim") as bar:
+            report = decoder.predict_streamed(
+                lambda: streamed.replay(voxels.train_stimuli), streamed.dims, voxels.test, out, alphas=alphas,
+                memory_bytes=int(args.stream_memory * 2 ** 30), shared_alpha=args.shared_alpha,
+                progress=lambda done, _: bar.update(done - bar.n))
+        report.test_correlation = streamed.correlation(out, voxels.test_stimuli)
+        out.flush()
+        store.finish(path, wanted, **report.summary())
+    return report
+
+
+def open_features(ws, use, target, dataset):
+    """The subject's features of a target. Each file stores each stimulus once, so either use_stim's will do."""
+    other = "ave" if use == "each" else "each"
+    paths = [path for each in (use, other) if (path := ws.subject_features(each, target)).exists()]
+    stage = "make_subjstim_occluded.py" if dataset == "occluded" else "make_subjstim.py"
+    return store.SubjectFeatures(paths[0] if paths else ws.subject_features(use, target),
+                                 f"{stage} --featname {target} --use_stim {use} --subject {ws.subject}")
+
+
+def check_dataset(target, dataset):
+    """Raises Problem where --dataset and the target's name disagree (SPEC §6.6)."""
+    if target.endswith("_occluded") != (dataset == "occluded"):
+        other = "ridge_occlusion.py (--dataset occluded)" if dataset == "original" else "ridge.py (--dataset original)"
+        raise Problem(f"target {target} with --dataset {dataset}", f"use {other}, or the other target")
+
+
+def check_pairing(matrix, voxels):
+    """Raises Problem unless features and voxels are of the same stimuli in the same order (SPEC §6.2)."""
+    for split, stimuli in (("tr", voxels.train_stimuli), ("te", voxels.test_stimuli)):
+        if not np.array_equal(matrix.stimuli(split), stimuli):
+            raise Problem(f"{matrix.path} and mrifeat hold different {split} stimuli "
+                          f"({len(matrix.stimuli(split))} and {len(stimuli)})", "run make_subjstim.py again with --overwrite")

@@ -1,0 +1,29 @@
+"""Features of a run's pictures, one file per picture and feature, resumable."""
+import numpy as np
+
+from utils import cli, evaluators, images, layout, store
+from utils.errors import Problem
+
+
+def extract(args):
+    """Write the missing features of every picture of the run that the arguments name."""
+    ws, run = layout.Workspace.of(args), cli.run_name(args)
+    samples, folder = ws.samples(run), ws.identification(run)
+    pictures = [path for path in sorted(samples.glob("*.png")) if not path.stem.endswith("_occ")]
+    if not pictures:
+        raise Problem(f"{samples} holds no pictures", f"run diffusion_decoding.py --method {args.method} first")
+    judges = evaluators.Evaluators(args.usefeat, cli.device(args.gpu))
+    made_from = store.read_json(layout.manifest(samples))
+    store.claim_folder(folder, store.record("img2feat_decoded.py", {"run": run}, pictures=made_from), args.overwrite)
+    store.claim_folder(folder / "networks", judges.identities(), args.overwrite)
+
+    missing = [path for path in pictures if args.overwrite or not all(
+        layout.image_feature(folder, path.stem, name).exists() for name in args.usefeat)]
+    batches = [missing[start:start + args.batch_size] for start in range(0, len(missing), args.batch_size)]
+    with cli.progress(desc=f"features of {run}", total=len(pictures), initial=len(pictures) - len(missing), unit="img") as bar:
+        for batch, loaded in images.prefetch(lambda paths: np.stack([images.load(path) for path in paths]), batches):
+            for name, found in judges(loaded).items():
+                for path, feature in zip(batch, found):
+                    store.write_npy(layout.image_feature(folder, path.stem, name), feature)
+            bar.update(len(batch))
+    print(f"{run}: {len(missing)} pictures × {len(args.usefeat)} features computed, {len(pictures) - len(missing)} already there")

@@ -1,0 +1,61 @@
+"""The networks that judge reconstructions: Inception, AlexNet and CLIP features of pictures, in batches."""
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from utils import models
+
+# What each evaluation feature is, in torchvision's and transformers' names (the original's img2feat_decoded.py).
+INCEPTION = {"avgpool": "inception"}
+ALEXNET = {"features.5": "alexnet5", "features.12": "alexnet12", "classifier.5": "alexnet18"}
+CLIP_HIDDEN = {6: "clip_h6", 12: "clip_h12"}
+
+
+def resize(image, size):
+    """(H, W, 3) uint8 square picture → (size, size, 3) uint8, bilinear as torchvision's Resize."""
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+class Evaluators:
+    """Features of pictures by name (layout.EVALUATION_FEATURES), in float32.
+
+    names: those to compute; only the networks they need are loaded.
+    """
+
+    def __init__(self, names, device):
+        self.names, self.device = set(names), device
+        self.classifiers = []
+        for role, nodes in (("inception", INCEPTION), ("alexnet", ALEXNET)):
+            nodes = {node: name for node, name in nodes.items() if name in self.names}
+            if nodes:
+                network, preprocessing = models.classifier(role, device)
+                self.classifiers.append((create_feature_extractor(network, nodes), preprocessing))
+        self.clip = models.clip(device)[:2] if self.names & {"clip", *CLIP_HIDDEN.values()} else None
+
+    @torch.inference_mode()
+    def __call__(self, pictures):
+        """(n, H, W, 3) uint8 → {name: (n, dims) float32}."""
+        found = {}
+        for network, preprocessing in self.classifiers:
+            found |= network(self._normalised(pictures, **preprocessing))
+        if self.clip:
+            found |= self._clip(pictures)
+        return {name: found[name].float().flatten(1).cpu().numpy() for name in found if name in self.names}
+
+    def _normalised(self, pictures, image_size, mean, std):
+        resized = np.stack([resize(picture, image_size) for picture in pictures]).astype(np.float32) / 255
+        tensor = torch.from_numpy((resized - np.float32(mean)) / np.float32(std))
+        return tensor.permute(0, 3, 1, 2).contiguous().to(self.device)
+
+    def _clip(self, pictures):
+        network, processor = self.clip
+        pixels = processor(images=list(pictures), return_tensors="pt").pixel_values.to(self.device)
+        seen = network.vision_model(pixel_values=pixels, output_hidden_states=True)
+        found = {name: seen.hidden_states[depth] for depth, name in CLIP_HIDDEN.items() if name in self.names}
+        return found | {"clip": network.visual_projection(seen.pooler_output)}
+
+    def identities(self):
+        """{role: model and revision} of the networks that judge."""
+        roles = [role for role, nodes in (("inception", INCEPTION), ("alexnet", ALEXNET)) if self.names & set(nodes.values())]
+        return {role: models.identity(role) for role in roles + (["clip"] if self.clip else [])}

@@ -1,0 +1,130 @@
+"""From stimuli to shards of features: what every img2feat_* stage does around its network."""
+import numpy as np
+import torch
+
+from utils import __version__, cli, images, layout, models, nsd, occlusion, s3, store
+from utils.errors import Problem
+
+SHARD = 256  # stimuli a file: the most that a killed run has to redo
+AUTO_BATCH = {"cuda": 64, "mps": 16, "cpu": 16}
+
+
+def add_arguments(parser, dataset="nsd"):
+    """The flags that every img2feat_* stage has."""
+    cli.add_imgidx(parser, "the 73k stimuli")
+    cli.add_gpu(parser)
+    parser.add_argument("--dataset", choices=layout.DATASETS, default=dataset,
+                        help=f"whole or occluded images (default: {dataset})")
+    parser.add_argument("--subject", choices=layout.SUBJECTS, metavar="subjNN",
+                        help="only the stimuli that this subject saw (needs make_subjmri.py)")
+    parser.add_argument("--batch_size", default="auto", help="images a forward pass, or auto (default)")
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
+                        help="auto: float16 on a GPU, bfloat16 on a CPU that has it, else float32")
+    parser.add_argument("--occluded_path", metavar="HDF5", help="occluded images (default: nsd_stimuli_occluded.hdf5)")
+
+
+def batch_size(args, device, auto=AUTO_BATCH):
+    """Items a forward pass: --batch_size, or what `auto` says for the device."""
+    if args.batch_size == "auto":
+        return auto[device.type]
+    if not args.batch_size.isdecimal() or int(args.batch_size) < 1:
+        raise Problem(f"--batch_size {args.batch_size} is no number of images", "give a whole number from 1, or auto")
+    return int(args.batch_size)
+
+
+def open_stimuli(args):
+    """(stimuli, attributes): the whole or the occluded images, and what distinguishes them from the others."""
+    if args.dataset == "nsd":
+        return nsd.Stimuli(nsd.stimuli_path(s3.Root.from_env(), args.workdir)), {"stimuli": "nsd"}
+    occluded = occlusion.OccludedStimuli(args.occluded_path or layout.occluded_stimuli(args.workdir))
+    return occluded, {"stimuli": "occluded", "occlusion": occluded.settings}
+
+
+def wanted(args, stimuli):
+    """Ascending 73k ids that --imgidx and --subject ask for."""
+    chosen = cli.image_range(args.imgidx, stimuli.count, "stimulus")
+    ids = np.arange(chosen.start, chosen.stop)
+    if args.subject:
+        ids = np.intersect1d(ids, store.read_npy(layout.Workspace.of(args).stims_ave,
+                                                 made_by=f"make_subjmri.py --subject {args.subject}"))
+    if args.dataset == "occluded":
+        ids = np.intersect1d(ids, stimuli.ids)
+    if not len(ids):
+        raise Problem("none of the stimuli asked for is there", "check --imgidx, --subject and the occluded images' range")
+    return ids
+
+
+def extract(args, stimuli, attributes, role, feature, dtype, compute, batch, prepare=None):
+    """Compute one feature for the stimuli that are missing: `extract_all` for a single name and array."""
+    extract_all(args, stimuli, attributes, role, [feature], dtype, lambda *given: [compute(*given)], batch, prepare)
+
+
+def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, prepare=None):
+    """Compute features that come from one forward pass, for the stimuli that lack any, shard by shard, reading ahead.
+
+    role: whose identity the shards record. names: of the features below nsdfeat/. compute(prepared, ids) → one
+    (n, …) array per name for at most `batch` stimuli; prepare(ids) → what compute takes (default: the stimuli's
+    pixels), run in a thread.
+    """
+    attributes = attributes | models.identity(role) | {
+        "dtype": str(dtype).removeprefix("torch."), "code_version": __version__}
+    shards = {name: store.Shards(layout.features(args.workdir, name)) for name in names}
+    for name, each in shards.items():
+        if args.overwrite:
+            each.clear()
+        each.check(attributes | {"feature": name})
+    ids = wanted(args, stimuli)
+    missing = sorted({stimulus for each in shards.values() for stimulus in each.missing(ids)})
+    parts = store.shard_ranges(missing, SHARD)
+    blocks = [part[start:start + batch] for part in parts for start in range(0, len(part), batch)]
+    done, held = [], []
+    title = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
+    with cli.progress(desc=title, total=len(ids), initial=len(ids) - len(missing), unit="img") as bar:
+        for block, prepared in images.prefetch(prepare or stimuli.read, blocks):
+            held.append([np.asarray(feature) for feature in compute(prepared, block)])
+            done += block
+            bar.update(len(block))
+            if done == parts[0]:
+                for (name, each), computed in zip(shards.items(), zip(*held, strict=True), strict=True):
+                    _write(each, done, np.concatenate(computed), attributes | {"feature": name})
+                parts.pop(0)
+                done, held = [], []
+    for name, each in shards.items():
+        print(f"{name}: {len(missing)} computed, {len(ids) - len(missing)} already there, {each.item_shape()} each")
+
+
+def _write(shards, done, computed, attributes):
+    """Write the rows that `shards` lacks: a run killed between two features of one pass leaves them at odds."""
+    lacking = shards.missing(done)
+    if lacking:
+        shards.write(lacking, computed[np.isin(done, lacking)], attributes)
+
+
+def add_store(parser):
+    """--store: the dtype of the numbers in the shards, for features whose size is a burden."""
+    parser.add_argument("--store", choices=["float16", "float32"], default="float16",
+                        help="precision in which features are kept (default: float16; the shards say so)")
+
+
+def stored(tensor, dtype):
+    """A tensor → array in the dtype named by --store. Raises Problem on NaN, infinity and what float16 cannot hold."""
+    found = as_numpy(tensor)
+    if dtype == "float16" and np.abs(found).max() > np.finfo(np.float16).max:
+        raise Problem(f"a feature of {np.abs(found).max():g} is too large for float16", "run again with --store float32")
+    return found.astype(dtype)
+
+
+def blip_captions(args):
+    """{73k id: [caption]} that BLIP gave the images of args.dataset."""
+    path = layout.blip_captions(args.workdir, args.dataset)
+    stage = "img2feat_blip_occlusion.py" if args.dataset == "occluded" else "img2feat_blip.py"
+    if not path.exists():
+        raise Problem(f"{path} is missing", f"run {stage}, or leave --captions at coco")
+    return {int(stimulus): captions for stimulus, captions in store.read_json(path).items()}
+
+
+def as_numpy(tensor):
+    """A tensor → float32 array. Raises Problem on NaN or infinity: half precision can overflow unseen."""
+    if not torch.isfinite(tensor).all():
+        raise Problem("the network returned NaN or infinite features", "run again with --precision float32")
+    return tensor.float().cpu().numpy()

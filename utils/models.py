@@ -1,0 +1,229 @@
+"""Roles → checkpoints. The only place that knows a model's name; each model is loaded once per process.
+
+`NSD_MODELS` chooses where they come from: `hub` (the published checkpoints), `tiny` (the small trained models in
+mini_nsd/models), or a folder that holds one folder per role, in the hub's layout.
+"""
+import functools
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+
+from utils.errors import Problem
+
+HUB = {
+    "sd": "CompVis/stable-diffusion-v1-4",
+    "sd_depth": "sd2-community/stable-diffusion-2-depth",
+    "blip": "Salesforce/blip-image-captioning-base",
+    "dpt": "Intel/dpt-large",
+    "clip": "openai/clip-vit-large-patch14",
+    "inception": "torchvision/inception_v3/IMAGENET1K_V1",
+    "alexnet": "torchvision/alexnet/IMAGENET1K_V1",
+    "vgg19": "KamitaniLab/vgg19_caffe",
+    "generator": "KamitaniLab/relu7generator",
+}
+TINY = Path(__file__).resolve().parent.parent / "mini_nsd" / "models"
+# The original pipeline feeds 299 px to Inception and AlexNet alike (img2feat_decoded.py); the mean and sd are ImageNet's.
+IMAGENET = {"image_size": 299, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+def choice():
+    """What NSD_MODELS says: "hub", "tiny", or a folder."""
+    return os.environ.get("NSD_MODELS", "hub")
+
+
+def simulated():
+    """True if the models are the small ones, trained on simulated scenes."""
+    return choice() == "tiny"
+
+
+def source(role):
+    """The hub id or the local folder (a Path) of a role. Raises Problem for a folder that lacks the role."""
+    chosen = choice()
+    if chosen == "hub":
+        return HUB[role]
+    folder = (TINY if chosen == "tiny" else Path(chosen)) / role
+    if not folder.is_dir():
+        raise Problem(f"NSD_MODELS={chosen} has no role {role} ({folder} is not a folder)",
+                      "put the checkpoint there in the hub's layout, or set NSD_MODELS to hub or tiny")
+    return folder
+
+
+@functools.cache
+def identity(role):
+    """{"model", "revision"} of a role, for the record of what made an artifact.
+
+    The revision of a local folder is a digest of its weights; of a hub model, the commit in the local cache.
+    """
+    where = source(role)
+    if isinstance(where, Path):
+        digest = hashlib.blake2b(digest_size=16)
+        for path in sorted(where.rglob("*.safetensors")) or sorted(where.rglob("*.pt*")):
+            digest.update(path.relative_to(where).as_posix().encode())
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return {"model": f"{choice() if choice() == 'tiny' else where.parent.name}/{role}", "revision": digest.hexdigest()}
+    if where.startswith("torchvision/"):
+        return {"model": where, "revision": where.rsplit("/", 1)[1]}
+    from huggingface_hub import model_info, try_to_load_from_cache
+
+    cached = try_to_load_from_cache(where, "config.json") or try_to_load_from_cache(where, "model_index.json")
+    return {"model": where, "revision": Path(cached).parent.name if isinstance(cached, str) else model_info(where).sha}
+
+
+def cpu_has_bfloat16():
+    """True if the processor multiplies bfloat16 matrices natively; elsewhere bfloat16 is emulated and slow."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def precision(name, device):
+    """The dtype that --precision names: auto is float16 on a GPU, bfloat16 on a CPU that has it, else float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32
+
+
+def _load(cls, role, method="from_pretrained", **options):
+    where = source(role)
+    try:
+        return getattr(cls, method)(where, **options)
+    except (OSError, ValueError, KeyError) as error:
+        part = f" ({options['subfolder']})" if "subfolder" in options else ""
+        raise Problem(f"cannot load the {role} model{part} from {where}: {error}",
+                      "check the folder, or the network and HF_HUB_OFFLINE for a hub id") from error
+
+
+def _network(cls, role, device, dtype, **options):
+    model = _load(cls, role, use_safetensors=True, **options)
+    return model.eval().requires_grad_(False).to(device=device, dtype=dtype)
+
+
+class StableDiffusion:
+    """The parts of a latent diffusion checkpoint on one device in one dtype, each loaded when it is first used."""
+
+    def __init__(self, role, device, dtype):
+        self.role, self.device, self.dtype = role, device, dtype
+
+    @functools.cached_property
+    def vae(self):
+        from diffusers import AutoencoderKL
+
+        return _network(AutoencoderKL, self.role, self.device, self.dtype, subfolder="vae")
+
+    @functools.cached_property
+    def unet(self):
+        from diffusers import UNet2DConditionModel
+
+        return _network(UNet2DConditionModel, self.role, self.device, self.dtype, subfolder="unet")
+
+    @functools.cached_property
+    def text_encoder(self):
+        from transformers import CLIPTextModel
+
+        return _network(CLIPTextModel, self.role, self.device, self.dtype, subfolder="text_encoder")
+
+    @functools.cached_property
+    def tokenizer(self):
+        from transformers import CLIPTokenizer
+
+        return _load(CLIPTokenizer, self.role, subfolder="tokenizer")
+
+    @functools.cached_property
+    def scheduler_config(self):
+        from diffusers import DDIMScheduler
+
+        return dict(_load(DDIMScheduler, self.role, subfolder="scheduler").config)
+
+    @functools.cached_property
+    def latent_side(self):
+        """Side of the latents that the UNet was trained on: 64 for Stable Diffusion at 512 px."""
+        from diffusers import UNet2DConditionModel
+
+        return _load(UNet2DConditionModel, self.role, method="load_config", subfolder="unet")["sample_size"]
+
+
+@functools.lru_cache(maxsize=1)
+def stable_diffusion(device, dtype, role="sd"):
+    """The checkpoint of a role, sd or sd_depth."""
+    return StableDiffusion(role, device, dtype)
+
+
+@functools.lru_cache(maxsize=1)
+def clip(device):
+    """(CLIPModel, CLIPImageProcessor, CLIPTokenizer)."""
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    return (_network(CLIPModel, "clip", device, torch.float32), _load(CLIPImageProcessor, "clip"),
+            _load(CLIPTokenizer, "clip"))
+
+
+@functools.lru_cache(maxsize=2)
+def classifier(role, device):
+    """(network, preprocessing) of inception or alexnet.
+
+    preprocessing: {"image_size", "mean", "std"}. From the hub, torchvision's ImageNet weights; from a folder, its
+    config.json and model.safetensors.
+    """
+    where = source(role)
+    if isinstance(where, Path):
+        from utils import narrow_nets
+
+        network, config = narrow_nets.load(where)
+        preprocessing = {key: config[key] for key in IMAGENET}
+    else:
+        import torchvision
+
+        _, name, weights = where.split("/")
+        network, preprocessing = torchvision.models.get_model(name, weights=weights), IMAGENET
+    return network.eval().requires_grad_(False).to(device), preprocessing
+
+
+@functools.lru_cache(maxsize=1)
+def blip(device, dtype):
+    """(BlipForConditionalGeneration, BertTokenizer, BlipImageProcessor)."""
+    from transformers import BertTokenizer, BlipForConditionalGeneration, BlipImageProcessor
+
+    return (_network(BlipForConditionalGeneration, "blip", device, dtype), _load(BertTokenizer, "blip"),
+            _load(BlipImageProcessor, "blip"))
+
+
+@functools.lru_cache(maxsize=1)
+def dpt(device, dtype):
+    """(DPTForDepthEstimation, DPTImageProcessor)."""
+    from transformers import DPTForDepthEstimation, DPTImageProcessor
+
+    return _network(DPTForDepthEstimation, "dpt", device, dtype), _load(DPTImageProcessor, "dpt")
+
+
+@functools.lru_cache(maxsize=1)
+def vgg19(device):
+    """The Caffe VGG19 in float32, as a `caffe_nets.Encoder`. No hub carries its weights: NSD_MODELS has to be a folder."""
+    from utils import caffe_nets
+
+    return caffe_nets.load_encoder(_cookbook("vgg19", caffe_nets.VGG19_FILES), device)
+
+
+@functools.lru_cache(maxsize=1)
+def generator(device):
+    """The relu7 image generator in float32, as a `caffe_nets.Generator`; see `vgg19`."""
+    from utils import caffe_nets
+
+    return caffe_nets.load_generator(_cookbook("generator", caffe_nets.GENERATOR_FILES), device)
+
+
+def _cookbook(role, files):
+    where = source(role)
+    if not isinstance(where, Path):
+        raise Problem(f"no hub carries the {role} of Kamitani Lab's cookbook",
+                      f"take {' and '.join(map(str, files))} from figshare (KamitaniLab/brain-decoding-cookbook-public, "
+                      f"data/), put them into FOLDER/{role}/ and set NSD_MODELS=FOLDER, or set NSD_MODELS=tiny")
+    return where
+
+
+def forget():
+    """Free the loaded models, between the stages of one process."""
+    for cached in (stable_diffusion, clip, classifier, blip, dpt, vgg19, generator):
+        cached.cache_clear()
