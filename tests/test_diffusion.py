@@ -57,15 +57,29 @@ def test_img2img_is_ddim_as_written_out(model, stimuli):
     assert torch.allclose(fast, by_hand(model, start, text, noise, 0.8, 10, 5.0), atol=2e-3)
 
 
+class TrueInputs:
+    """What reconstruction.Inputs gives, from true features held in memory."""
+
+    def __init__(self, model, stimuli, captions):
+        self.model, self.latents, self.c = model, model.encode(model.prepare(stimuli)), model.caption_features(captions)
+
+    def start(self, rows):
+        return self.model.start_image(self.latents[rows])
+
+    def text(self, rows):
+        return self.c[rows]
+
+    def depth(self, rows):
+        return None
+
+
 def test_a_sample_does_not_depend_on_its_batch(model, stimuli):
-    args = argparse.Namespace(seed=42, conditioning="zc", strength=0.8, steps=8, guidance=5.0, scheduler="ddim")
-    latents = model.encode(model.prepare(stimuli)).flatten(1).numpy()
-    text = model.caption_features([["a red ball"], ["a blue cube", "a cube"], ["a ring"]]).flatten(1).numpy()
+    args = argparse.Namespace(seed=42, strength=0.8, steps=8, guidance=5.0, scheduler="ddim")
+    inputs = TrueInputs(model, stimuli, [["a red ball"], ["a blue cube", "a cube"], ["a ring"]])
     batch = [(image, sample) for image in range(3) for sample in range(2)]
-    rows = [image for image, _ in batch]
-    together = images.to_pixels(reconstruction.denoise(model, args, latents[rows], text[rows], batch))
-    for position, (image, sample) in reversed(list(enumerate(batch))):
-        alone = images.to_pixels(reconstruction.denoise(model, args, latents[[image]], text[[image]], [(image, sample)]))
+    together = images.to_pixels(reconstruction.denoise(model, args, inputs, batch))
+    for position, item in reversed(list(enumerate(batch))):
+        alone = images.to_pixels(reconstruction.denoise(model, args, inputs, [item]))
         assert np.abs(alone[0].astype(int) - together[position]).max() <= 1  # one grey level: float32 rounding
 
 

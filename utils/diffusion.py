@@ -41,7 +41,8 @@ class LatentDiffusion:
         self.device, self.dtype = checkpoint.device, checkpoint.dtype
         self.factor = 2 ** (len(checkpoint.vae.config.block_out_channels) - 1)
         self.latent_channels = checkpoint.vae.config.latent_channels
-        self.size = checkpoint.latent_side * self.factor
+        self.latent_side = checkpoint.latent_side
+        self.size = self.latent_side * self.factor
         self.feature_size = round(self.size * FEATURE_SHARE)
         self.latent_shape = (self.latent_channels, self.feature_size // self.factor, self.feature_size // self.factor)
         self.text_shape = (checkpoint.tokenizer.model_max_length, checkpoint.text_encoder.config.hidden_size)
@@ -133,3 +134,8 @@ class LatentDiffusion:
 def enlarge(pixels, size):
     """(n, 3, h, w) → (n, 3, size, size), bicubic, in [-1, 1]."""
     return torch.nn.functional.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def depth_channel(depth, side):
+    """(n, 1, h, w) depth maps in [-1, 1] → (n, 1, side, side), as the depth model takes them; unchanged at 64 for SD 2."""
+    return torch.nn.functional.interpolate(depth, (side, side), mode="bicubic", antialias=True).clamp(-1, 1)

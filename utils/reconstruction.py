@@ -1,46 +1,88 @@
 """From decoded features to images: what diffusion_decoding.py and its twin do around the diffusion model."""
-import math
-
 import numpy as np
 import torch
 
-from utils import cli, diffusion, features, images, layout, models, nsd, occlusion, s3, store, trials
+from utils import captioning, cli, decoded, diffusion, features, images, layout, models, nsd, occlusion, s3, store, trials
 from utils.errors import Problem
 
 N_SAMPLES = 5  # per image (SPEC §5)
 AUTO_BATCH = {"cuda": 32, "mps": 8, "cpu": 16}  # samples denoised at once
 ROI_OF = {"init_latent": "early", "c": "ventral"}  # Takagi & Nishimoto (CVPR 2023), §3.4
+# What each method starts from, is conditioned on, and takes as a further channel (arXiv 2306.11536).
+START = {"cvpr": "latent", "text": "latent", "gan": "picture", "depth": "picture"}
+TEXT = {"cvpr": "c", "text": "captions", "gan": "captions", "depth": "captions"}
 
 
 class Inputs:
-    """The features that feed the reconstructions of one run, from brain activity or, for a recovery check, true.
+    """What the test images of a run start from and are conditioned on. Everything comes from brain activity, or from
+    true features where the run is named a recovery check (SPEC §6.8).
 
-    Every read goes through here, and every file read is in `paths`, so that the run's record names all of them.
+    count: test images. paths: the files read, for the run's record.
     """
 
-    def __init__(self, args, ws):
-        self.args, self.ws, self.paths = args, ws, []
+    def __init__(self, args, ws, method, model):
+        self.args, self.ws, self.model, self.paths = args, ws, model, []
+        self.count = len(trials.test_stimuli(ws))
+        self.own = (args.dataset, decoded.suffix(args))
+        starts, told = args.conditioning != "c", args.conditioning != "z"
+        self.latents = self._feature("init_latent", model.latent_shape) if starts and START[method] == "latent" else None
+        self.c = self._feature("c", model.text_shape) if told and TEXT[method] == "c" else None
+        self.captions = self._captions() if told and TEXT[method] == "captions" else None
+        self.pictures = starts and START[method] == "picture"
+        if self.pictures:
+            self._folder(ws.gan_image(0, *self.own).parent, "recon_icnn_image_vgg19_dgn_relu7gen_gd.py")
+        self.depths = method == "depth"
+        if self.depths:
+            self._folder(ws.depth_folder(*self.own), "dptemb2dpt.py")
 
-    def feature(self, name):
-        """(test images, dims) float32 of a feature: decoded, or true with --true_features."""
-        target = layout.of_dataset(name, self.args.dataset)
-        if self.args.true_features:
-            return self._true(target)
-        roi = getattr(self.args, f"roi_{name}")
-        tags = [layout.VoxelChoice.of(self.args).tag(each) for each in roi]
-        dataset = "occluded" if self.args.dataset == "occluded" else None
-        stage = "ridge_occlusion.py" if dataset else "ridge.py"
-        path = self.ws.scores(tags, target, dataset, cli.control(self.args))
+    def _feature(self, name, shape):
+        source = decoded.of_rois(self.args, getattr(self.args, f"roi_{name}"))
+        found, path = decoded.read(source, self.ws, layout.of_dataset(name, self.args.dataset), shape)
         self.paths.append(path)
-        return store.read_npy(path, made_by=f"{stage} --target {target} --roi {' '.join(roi)} --subject {self.ws.subject}"
-                              + (f" --shuffle_trials {self.args.shuffle_trials}" if cli.control(self.args) else ""))
+        if len(found) != self.count:
+            raise Problem(f"{path} is of {len(found)} images, the subject has {self.count} test images",
+                          "decode it again with --overwrite")
+        return found
 
-    def _true(self, target):
-        found = [path for use in ("ave", "each") if (path := self.ws.subject_features(use, target)).exists()]
-        path = found[0] if found else self.ws.subject_features("ave", target)
-        with store.SubjectFeatures(path, f"make_subjstim.py --featname {target} --use_stim ave") as matrix:
-            self.paths.append(path)
-            return matrix.features("te")[:].astype(np.float32)
+    def _captions(self):
+        occluded = self.args.dataset == "occluded"
+        path = self.ws.captions(*(("blip_occluded", "occluded") if occluded else ()), control=self.own[1])
+        self.paths.append(path)
+        return captioning.read(path, self.count, f"decode_captions{'_occluded' if occluded else ''}.py{self._flags()}")
+
+    def _folder(self, folder, stage):
+        if not layout.manifest(folder).exists():
+            raise Problem(f"{folder} holds nothing", f"run {stage}{self._flags()}")
+        self.paths.append(layout.manifest(folder))
+
+    def _flags(self):
+        dataset = " --dataset occluded" if self.args.dataset == "occluded" else ""
+        return f" --subject {self.ws.subject}{dataset}" + decoded.flags(self.args)
+
+    def start(self, rows):
+        """(n, 3, size, size) in [-1, 1] that the test images `rows` start from; None for pure noise."""
+        if self.pictures:
+            pictures = [images.load(self._made(self.ws.gan_image(row, *self.own))) for row in rows]
+            return images.to_network(pictures, self.model.size)
+        return None if self.latents is None else self.model.start_image(torch.from_numpy(self.latents[rows]))
+
+    def text(self, rows):
+        """(n, tokens, width) embeddings that the test images `rows` are conditioned on; None for no conditioning."""
+        if self.captions is not None:
+            return self.model.embed([self.captions[row] for row in rows])
+        return None if self.c is None else torch.from_numpy(self.c[rows])
+
+    def depth(self, rows):
+        """(n, 1, h, w) depth maps in [-1, 1] at the latents' size; None for a model that takes none."""
+        if not self.depths:
+            return None
+        maps = np.concatenate([store.read_npy(self._made(self.ws.depth(row, *self.own))) for row in rows])
+        return diffusion.depth_channel(torch.from_numpy(maps), self.model.latent_side)
+
+    def _made(self, path):
+        if not path.exists():
+            raise Problem(f"{path} is missing", "run its stage again, over all the images of --imgidx")
+        return path
 
 
 def add_arguments(parser, dataset):
@@ -69,19 +111,15 @@ def add_arguments(parser, dataset):
 def reconstruct(args):
     """Make the missing images of a run. Prints how many there are, and where."""
     check(args)
-    ws, device = layout.Workspace.of(args), cli.device(args.gpu)
-    inputs = Inputs(args, ws)
-    latents, conditioning = inputs.feature("init_latent"), inputs.feature("c")
-    model = diffusion.LatentDiffusion(models.stable_diffusion(device, models.precision(args.precision, device)))
-    for name, found, shape in (("init_latent", latents, model.latent_shape), ("c", conditioning, model.text_shape)):
-        if found.shape[1:] != (math.prod(shape),):
-            raise Problem(f"{name} has {found.shape[1]} dims but {models.source('sd')} takes {math.prod(shape)} {shape}",
-                          "decode features of the same model (NSD_MODELS)")
-    run = cli.run_name(args)
+    ws, device, run = layout.Workspace.of(args), cli.device(args.gpu), cli.run_name(args)
+    method = "cvpr" if args.method == "latent" else args.method
+    role = "sd_depth" if method == "depth" else "sd"
+    checkpoint = models.stable_diffusion(device, models.precision(args.precision, device), role)
+    model = diffusion.LatentDiffusion(checkpoint)
+    inputs = Inputs(args, ws, method, model)
     folder = ws.samples(run)
-    wanted = record(args, inputs)
-    store.claim_folder(folder, wanted, args.overwrite)
-    chosen = cli.image_range(args.imgidx, len(latents), "test image")
+    store.claim_folder(folder, record(args, method, inputs, role), args.overwrite)
+    chosen = cli.image_range(args.imgidx, inputs.count, "test image")
     save_originals(args, ws, folder, chosen)
 
     items = [(image, sample) for image in chosen for sample in range(args.n_samples)]
@@ -89,13 +127,11 @@ def reconstruct(args):
     batches = [items[start:start + size] for start in range(0, len(items), size)]
     with cli.progress(desc=run, total=len(items), unit="sample") as bar:
         for batch in batches:
-            missing = [item for item in batch if args.overwrite or not layout.sample_image(folder, *item).exists()]
+            missing = {item for item in batch if args.overwrite or not layout.sample_image(folder, *item).exists()}
             # A batch with any sample missing is computed whole: kernels may round differently for another batch,
             # and a resumed run has to give the same bytes as one that was never stopped.
             if missing:
-                rows = [image for image, _ in batch]
-                pixels = denoise(model, args, latents[rows], conditioning[rows], batch)
-                for item, image in zip(batch, images.to_pixels(pixels)):
+                for item, image in zip(batch, images.to_pixels(denoise(model, args, inputs, batch))):
                     if item in missing:
                         images.save(layout.sample_image(folder, *item), image)
             bar.update(len(batch))
@@ -104,47 +140,41 @@ def reconstruct(args):
 
 def check(args):
     """Raises Problem for settings that no run can have."""
-    if args.true_features and args.shuffle_trials is not None:
-        raise Problem("--true_features with --shuffle_trials", "choose the recovery check or the control")
+    if args.conditioning != "zc" and args.method not in ("latent", "cvpr"):
+        raise Problem(f"--conditioning {args.conditioning} with --method {args.method}", "the ablation is of the cvpr method")
     if args.n_samples < 1 or args.steps < 1:
         raise Problem("--n_samples and --steps must be at least 1", "give a positive number")
     if not 0 < args.strength <= 1:
         raise Problem(f"--strength {args.strength} is not in (0, 1]", "give a share of the schedule")
 
 
-def denoise(model, args, latents, conditioning, batch):
-    """(n, dims) latents and conditioning of `batch`, a list of (image, sample) → (n, 3, size, size) in [-1, 1]."""
-    side = model.size // model.factor
-    noise = torch.stack([
-        diffusion.sample_noise(args.seed, image, sample, (model.latent_channels, side, side)) for image, sample in batch
-    ])
-    start = None if args.conditioning == "c" else model.start_image(torch.from_numpy(latents))
-    text = None if args.conditioning == "z" else torch.from_numpy(conditioning).reshape(-1, *model.text_shape)
-    return model.img2img(start, text, noise, strength=args.strength, steps=args.steps, guidance=args.guidance,
-                         solver=args.scheduler)
+def denoise(model, args, inputs, batch):
+    """`batch`, a list of (image, sample) → (n, 3, size, size) in [-1, 1]."""
+    rows = [image for image, _ in batch]
+    shape = (model.latent_channels, model.latent_side, model.latent_side)
+    noise = torch.stack([diffusion.sample_noise(args.seed, image, sample, shape) for image, sample in batch])
+    return model.img2img(inputs.start(rows), inputs.text(rows), noise, extra=inputs.depth(rows), strength=args.strength,
+                         steps=args.steps, guidance=args.guidance, solver=args.scheduler)
 
 
-def record(args, inputs):
+def record(args, method, inputs, role):
     """What makes the images of a run; the number of samples is left out, so that a run can be extended."""
     options = {name: getattr(args, name) for name in (
-        "method", "dataset", "conditioning", "true_features", "shuffle_trials", "seed", "scheduler", "steps", "strength",
+        "dataset", "conditioning", "true_features", "shuffle_trials", "seed", "scheduler", "steps", "strength",
         "guidance", "precision")}
-    options["method"] = "cvpr" if args.method == "latent" else args.method
-    return store.record("diffusion_decoding.py", options, inputs.paths, **models.identity("sd"))
+    return store.record("diffusion_decoding.py", {"method": method} | options, inputs.paths, **models.identity(role))
 
 
 def save_originals(args, ws, folder, chosen):
     """{i}_org.png, the whole image that the subject saw or that was occluded; for occluded runs {i}_occ.png too."""
-    stims = trials.test_stimuli(ws)
-    missing = [image for image in chosen if not layout.original_image(folder, image).exists()]
-    if missing:
-        whole = nsd.Stimuli(nsd.stimuli_path(s3.Root.from_env(), args.workdir))
-        for image in missing:
-            images.save(layout.original_image(folder, image),
-                        images.resize(whole.read([stims[image]])[0], images.SAMPLE_SIZE))
+    wanted = [(layout.original_image, lambda: nsd.Stimuli(nsd.stimuli_path(s3.Root.from_env(), args.workdir)))]
     if args.dataset == "occluded":
-        occluded = occlusion.OccludedStimuli(layout.occluded_stimuli(args.workdir))
-        for image in chosen:
-            if not layout.occluded_image(folder, image).exists():
-                images.save(layout.occluded_image(folder, image),
-                            images.resize(occluded.read([stims[image]])[0], images.SAMPLE_SIZE))
+        wanted.append((layout.occluded_image, lambda: occlusion.OccludedStimuli(layout.occluded_stimuli(args.workdir))))
+    stims = trials.test_stimuli(ws)
+    for path, open_stimuli in wanted:
+        missing = [image for image in chosen if not path(folder, image).exists()]
+        if missing:
+            with open_stimuli() as stimuli:
+                for image in missing:
+                    shown = stimuli.read([stims[image]])[0]
+                    images.save(path(folder, image), images.resize(shown, images.SAMPLE_SIZE))

@@ -1,0 +1,101 @@
+"""Decoded features, as the stages after ridge.py read them; or the true ones, for a recovery check."""
+import argparse
+
+import numpy as np
+
+from utils import cli, layout, store
+from utils.errors import Problem
+
+# The ROIs that the later methods decode from (SPEC §2b–d; Takagi & Nishimoto, arXiv 2306.11536).
+ROIS = ("early", "ventral", "midventral", "midlateral", "lateral", "parietal")
+
+
+def add_arguments(parser, dataset):
+    """The flags that say which decoded features to read."""
+    cli.add_subject(parser)
+    cli.add_gpu(parser)
+    add_source(parser, dataset)
+    parser.add_argument("--batch_size", default="auto", help="test images a forward pass, or auto (default)")
+
+
+def add_source(parser, dataset):
+    """As add_arguments, without subject, device and batch."""
+    cli.add_voxel_choice(parser)
+    parser.add_argument("--roi", "--roi_str", dest="roi", nargs="+", default=list(ROIS), metavar="ROI",
+                        help=f"ROIs that the features were decoded from, in ridge.py's order (default: {' '.join(ROIS)})")
+    parser.add_argument("--dataset", choices=layout.DATASETS, default=dataset,
+                        help=f"whole or occluded images (default: {dataset})")
+    parser.add_argument("--true_features", action="store_true",
+                        help="the recovery check: true features instead of decoded ones, in files of their own")
+    parser.add_argument("--shuffle_trials", type=int, metavar="SEED",
+                        help="the control: features decoded by ridge.py --shuffle_trials SEED, in files of their own")
+
+
+def suffix(args):
+    """What sets the artifacts of a recovery check or a control apart: "true_features", "shuffled7" or None."""
+    if args.true_features and args.shuffle_trials is not None:
+        raise Problem("--true_features with --shuffle_trials", "choose the recovery check or the control")
+    return "true_features" if args.true_features else cli.control(args)
+
+
+def flags(args):
+    """The flags that ask for the same recovery check or control, for a command in a message."""
+    return (" --true_features" if args.true_features else "") + (
+        "" if args.shuffle_trials is None else f" --shuffle_trials {args.shuffle_trials}")
+
+
+def of_rois(args, roi):
+    """The arguments, with the ROIs that one feature was decoded from."""
+    return argparse.Namespace(**vars(args) | {"roi": roi})
+
+
+def options(args):
+    """What an artifact's record says of the features that it was made from."""
+    return {name: getattr(args, name) for name in (
+        "roi", "dataset", "true_features", "shuffle_trials", "atlas", "zscore", "ncsnr_min")}
+
+
+def check_dataset(target, dataset):
+    """Raises Problem where --dataset and the target's name disagree (SPEC §6.6)."""
+    if target.endswith("_occluded") != (dataset == "occluded"):
+        right = layout.of_dataset(target.removesuffix("_occluded"), dataset)
+        raise Problem(f"--target {target} with --dataset {dataset}", f"use --target {right}, or the other dataset")
+
+
+def read(args, ws, target, shape):
+    """((test images, *shape) float32, path of the file) of a target: decoded, or true with --true_features.
+
+    Decoded features are memory-mapped, read when indexed. Raises Problem for a missing file, and for numbers that do
+    not fill `shape`: they are of another model.
+    """
+    if args.true_features:
+        found, path = true(ws, target)
+    else:
+        path = scores(args, ws, target)
+        found = store.read_npy(path, mmap=True, made_by=command(args, ws, [target]))
+    if found.ndim != 2 or found.shape[1] != np.prod(shape):
+        raise Problem(f"{path} is {found.shape} but a {target} is {tuple(shape)} numbers",
+                      "decode features of the same model (NSD_MODELS)")
+    return found.astype(np.float32, copy=False).reshape(-1, *shape), path
+
+
+def scores(args, ws, target):
+    """Path of a target's decoded features."""
+    tags = [layout.VoxelChoice.of(args).tag(roi) for roi in args.roi]
+    return ws.scores(tags, target, "occluded" if args.dataset == "occluded" else None, cli.control(args))
+
+
+def command(args, ws, targets):
+    """The command that decodes `targets`."""
+    return " ".join(["ridge_occlusion.py" if args.dataset == "occluded" else "ridge.py", "--target", *targets,
+                     "--roi", *args.roi, "--subject", ws.subject,
+                     *([] if cli.control(args) is None else ["--shuffle_trials", str(args.shuffle_trials)])])
+
+
+def true(ws, target):
+    """((test images, dims), path) of a target's true features of the test images."""
+    found = [path for use in ("ave", "each") if (path := ws.subject_features(use, target)).exists()]
+    path = found[0] if found else ws.subject_features("ave", target)
+    twin = "make_subjstim_occluded.py" if target.endswith("_occluded") else "make_subjstim.py"
+    with store.SubjectFeatures(path, f"{twin} --featname {target} --use_stim ave --subject {ws.subject}") as matrix:
+        return matrix.features("te")[:], path
