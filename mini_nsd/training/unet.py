@@ -13,7 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from mini_nsd.training import clip, data, loop, vae, words
 from mini_nsd.training.export import MODELS, save_half, write_card
 
-STEPS = 6000
+STEPS = 3600
 BATCH = 64
 EMPTY_SHARE, MEAN_SHARE = 0.10, 0.45    # conditioned on ""; on the mean of five captions; the rest on one caption
 MIN_SNR = 5.0                           # Hang et al. 2023, eq. 4
@@ -61,8 +61,9 @@ def train(cache) -> None:
     torch.manual_seed(0)
     encoded = encode(cache, data.training_scenes(cache))
     noise = scheduler()
-    loop.fit("unet", build(), lambda model, step, rng: loss(model, noise, encoded, rng), steps=STEPS, rate=6e-4,
-             cache=cache, export=_export, export_steps=(STEPS // 6, STEPS // 3, STEPS * 2 // 3))
+    loop.fit("unet", build(), lambda model, step, rng: loss(model, noise, encoded, rng), steps=STEPS, rate=1e-3,
+             muon_rate=2e-3, decay=0.998, cache=cache, export=_export,
+             export_steps=(STEPS // 6, STEPS // 3, STEPS * 2 // 3))
 
 
 def loss(model, noise, encoded: Encoded, rng, depth=None) -> torch.Tensor:
@@ -111,7 +112,9 @@ def encode(cache: Path, series) -> Encoded:
         partial.mkdir(exist_ok=True)
         for name, part in zip(("means", "deviations"), vae.encode(autoencoder, series.images)):
             np.save(partial / f"{name}.npy", (part * scale).half().numpy())
-        np.save(partial / "text.npy", np.stack([_embed(encoder, tokenizer, five) for five in series.captions]))
+        hundreds = [series.captions[start:start + 100] for start in range(0, len(series), 100)]
+        text = [_embed(encoder, tokenizer, [sentence for five in part for sentence in five]) for part in hundreds]
+        np.save(partial / "text.npy", np.concatenate(text).reshape(len(series), -1, *text[0].shape[1:]))
         partial.rename(store)
     empty = torch.from_numpy(_embed(encoder, tokenizer, [""])[0]).float()
     return Encoded(*(np.load(store / f"{name}.npy", mmap_mode="r") for name in ("means", "deviations", "text")), empty)
