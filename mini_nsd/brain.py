@@ -282,12 +282,12 @@ def _retinotopy(place, pole, jitter):
     """
     left, lower = place[:, 0] < 0, place[:, 2] < 0
     bank = 2 * left + lower
-    height = 3 * np.clip(_rank(np.abs(place[:, 2]), bank) + 0.01 * jitter[:, 0], 0, 0.999)
+    height = 3 * np.clip(_rank(np.abs(place[:, 2]), bank) + 0.01 * jitter[:, 0], 0.001, 0.999)
     area = height.astype(int)
     along = height - area
     polar = np.pi / 2 * np.where(area == 1, 1 - along, along)       # from the horizontal meridian, mirrored in V2
     farthest = 0.98 * FIELD / 2 / np.maximum(np.cos(polar), np.sin(polar))       # where the picture ends
-    forward = np.clip(_rank(pole, 3 * bank + area) + 0.03 * jitter[:, 1], 0, 1)
+    forward = np.clip(_rank(pole, 3 * bank + area) + 0.03 * jitter[:, 1], 0.005, 1)
     e2 = 0.75
     eccentricity = e2 * ((1 + farthest / e2) ** forward - 1)
     x = eccentricity * np.cos(polar) * np.where(left, 1, -1)

@@ -14,13 +14,14 @@ import json
 import os
 import shutil
 import signal
+import threading
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import h5py
@@ -421,13 +422,23 @@ def _made(path):
 
 @contextmanager
 def _workers(count):
-    """A pool of processes that leaves Ctrl-C to this one, and drops what is queued if the block fails."""
-    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=signal.signal,
-                               initargs=(signal.SIGINT, signal.SIG_IGN))
+    """A pool of processes that drops what is queued if the block fails."""
+    pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_enter_worker)
     try:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _enter_worker():
+    """Leave Ctrl-C to the parent, and end with it, also where it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow, args=(parent_process(),), daemon=True).start()
+
+
+def _follow(parent):
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager

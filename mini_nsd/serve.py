@@ -25,6 +25,7 @@ from utils import cli, store
 from utils.errors import Problem
 
 BUCKET = "natural-scenes-dataset"
+PUBLIC = {"ACL": "public-read"}         # as NSD is; moto refuses anonymous readers otherwise
 PART = 16 << 20         # bytes; larger files are uploaded in parts
 
 
@@ -56,7 +57,8 @@ def _start(port):
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise Problem(f"port {port} cannot be used ({error.strerror})", "name another, or 0 for a free one") from error
+            raise Problem(f"port {port} cannot be used ({error.strerror})",
+                          "name another, or 0 for a free one") from error
     logging.getLogger("werkzeug").setLevel(logging.ERROR)       # or it writes a line for every request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
@@ -74,8 +76,7 @@ def _upload(folder, endpoint):
     with cli.progress(total=size, desc="simulated NSD to loopback S3", unit="B", unit_scale=True) as bar:
         for path in paths:
             client.upload_file(str(path), BUCKET, path.relative_to(folder).as_posix(), Config=in_parts,
-                               ExtraArgs={"ACL": "public-read"},  # NSD is public, and moto refuses anonymous readers otherwise
-                               Callback=bar.update)
+                               Callback=bar.update, ExtraArgs=PUBLIC)
     client.close()
 
 
@@ -85,7 +86,8 @@ def main(argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="a folder written by python -m mini_nsd.build")
     parser.add_argument("--port", type=int, default=0, metavar="N", help="port on 127.0.0.1 (default: a free one)")
-    parser.add_argument("--ready-file", type=Path, metavar="F", help="write the endpoint's URL there once it can be read")
+    parser.add_argument("--ready-file", type=Path, metavar="F",
+                        help="write the endpoint's URL there once it can be read")
     parser.add_argument("--debug", action="store_true", help="show a traceback with an error")
     args = cli.parse(parser, argv)
     if not 0 <= args.port <= 65535:
