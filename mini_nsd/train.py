@@ -12,15 +12,8 @@ import importlib
 import tempfile
 from pathlib import Path
 
-ROLES = {      # role: the function that trains it; later ones build on earlier ones
-    "vae": "vae.train",
-    "clip": "clip.train",
-    "unet": "unet.train",
-    "inception": "classifiers.train_inception",
-    "alexnet": "classifiers.train_alexnet",
-    "blip": "blip.train",
-    "dpt": "dpt.train",
-}
+# Each is a module of mini_nsd.training with train(cache) and evaluate(); later ones build on earlier ones.
+ROLES = ("vae", "clip", "unet", "inception", "alexnet", "blip", "dpt", "vgg19", "generator", "sd_depth")
 
 
 def main(argv=None) -> None:
@@ -34,8 +27,12 @@ def main(argv=None) -> None:
     if unknown:
         parser.error(f"no such role: {' '.join(sorted(unknown))}; choose from {' '.join(ROLES)}")
     for role in args.roles or ROLES:
-        module, function = ROLES[role].split(".")
-        getattr(importlib.import_module(f"mini_nsd.training.{module}"), function)(args.cache)
+        module = importlib.import_module(f"mini_nsd.training.{role}")
+        if args.evaluate:
+            for name, value in module.evaluate().items():
+                print(f"{role:10} {name}: {value}", flush=True)
+        else:
+            module.train(args.cache)
 
 
 if __name__ == "__main__":

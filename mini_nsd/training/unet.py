@@ -143,8 +143,8 @@ def generate(pipeline, sentences, steps: int = 50, seed: int = 0) -> torch.Tenso
     return images.float() * 2 - 1
 
 
-def results(count: int = 100, steps: int = 50) -> dict:
-    """What the model in mini_nsd/models/sd reaches, by name."""
+def evaluate(count: int = 100, steps: int = 50) -> dict:
+    """What the model in mini_nsd/models/sd reaches on held-out captions, by name."""
     judge, tokenizer, _ = clip.load()
     sentences = [five[0] for five in data.rendered(data.HELD_OUT_SEED, 0, count).captions]
     seen = clip.embed_images(judge, generate(load_pipeline(), sentences, steps))
@@ -162,4 +162,4 @@ def _export(model, step: int, seconds: float) -> None:
         text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"), scheduler=scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False).save_config(folder)
-    write_card(folder / "unet", "UNet2DConditionModel", step, STEPS, seconds, results(), NOTE)
+    write_card(folder / "unet", "UNet2DConditionModel", step, STEPS, seconds, evaluate(), NOTE)

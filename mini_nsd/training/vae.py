@@ -25,7 +25,8 @@ def train(cache) -> None:
     torch.manual_seed(0)
     series = data.training_scenes(cache)
     loop.fit("vae", build(), lambda model, step, rng: _loss(model, _batch(series, step, rng)), steps=STEPS, rate=1e-3,
-             muon_rate=3e-3, decay=0.995, cache=cache, export=lambda model, step, seconds: _export(model, step, seconds, series),
+             muon_rate=3e-3, decay=0.995, cache=cache,
+             export=lambda model, step, seconds: _export(model, step, seconds, series),
              export_steps=(STEPS * 2 // 5, STEPS * 3 // 5, STEPS * 4 // 5))
 
 
@@ -84,11 +85,20 @@ def psnr(vae, size: int, count: int = 64) -> float:
     return float((10 * torch.log10(4 / ((output - pictures) ** 2).mean((1, 2, 3)))).mean())
 
 
+def evaluate() -> dict:
+    """What the VAE in mini_nsd/models/sd reaches on held-out scenes, by name."""
+    return results(AutoencoderKL.from_pretrained(MODELS / "sd" / "vae", torch_dtype=torch.float32).eval())
+
+
+def results(vae) -> dict:
+    """As `evaluate`, for `vae`."""
+    return {f"PSNR at {size} px, 64 held-out scenes": f"{psnr(vae, size):.2f} dB" for size in (data.SIZE, SMALL)}
+
+
 def _export(model, step: int, seconds: float, series) -> None:
     means, _ = encode(model, series.images[:512])
     model.register_to_config(scaling_factor=round(float(1 / means.std()), 5))
     save_half(model, MODELS / "sd" / "vae")
-    write_card(MODELS / "sd" / "vae", "AutoencoderKL", step, STEPS, seconds, {
-        f"PSNR at {size} px, 64 held-out scenes": f"{psnr(model, size):.2f} dB" for size in (data.SIZE, SMALL)},
+    write_card(MODELS / "sd" / "vae", "AutoencoderKL", step, STEPS, seconds, results(model),
         "Compresses 128 px pictures to 4×16×16 (and 80 px ones to 4×10×10). Trained with absolute error only, no "
         "adversary: textures finer than about two pixels are smoothed away.")

@@ -1,0 +1,31 @@
+"""Extract BLIP's visual embedding (226×768 at 240 px) of the stimuli, and BLIP's own captions of them.
+
+Reads   nsd_stimuli.hdf5 (or nsd_stimuli_occluded.hdf5)
+Writes  nsdfeat/blip/ (with --dataset occluded: blip_occluded), one HDF5 file per 256 stimuli;
+        nsdfeat/blip_captions/captions.json (blip_captions_occluded), {73k id: [caption]}
+"""
+from utils import captioning, cli, features, layout, models
+
+
+def main(argv=None, dataset="nsd"):
+    parser = cli.parser(__doc__, "python img2feat_blip.py --gpu 0")
+    features.add_arguments(parser, dataset)
+    features.add_store(parser)
+    parser.add_argument("--skip_captions", action="store_true", help="extract the embeddings only")
+    args = cli.parse(parser, argv)
+
+    device = cli.device(args.gpu)
+    dtype = models.precision(args.precision, device)
+    captioner = captioning.Captioner(*models.blip(device, dtype))
+    stimuli, attributes = features.open_stimuli(args)
+    features.extract(
+        args, stimuli, attributes | {"stored": args.store}, "blip", layout.of_dataset("blip", args.dataset), dtype,
+        lambda pixels, _: features.stored(captioner.embed(pixels), args.store), features.batch_size(args, device),
+        prepare=lambda ids: captioner.prepare(stimuli.read(ids)),
+    )
+    if not args.skip_captions:
+        captioning.caption_stimuli(args, features.wanted(args, stimuli), device)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,28 @@
+"""Extract the four hidden states of DPT (577×1024 each) that depth is decoded from, in one forward pass.
+
+Reads   nsd_stimuli.hdf5 (or nsd_stimuli_occluded.hdf5)
+Writes  nsdfeat/dpt_emb0/ … dpt_emb3/ (with --dataset occluded: …_occluded), one HDF5 file per 256 stimuli
+"""
+from utils import cli, depth, features, layout, models
+
+
+def main(argv=None, dataset="nsd"):
+    parser = cli.parser(__doc__, "python img2feat_dpt.py --imgidx 0 73000 --gpu 0")
+    features.add_arguments(parser, dataset)
+    features.add_store(parser)
+    args = cli.parse(parser, argv)
+
+    device = cli.device(args.gpu)
+    dtype = models.precision(args.precision, device)
+    estimator = depth.DepthEstimator(*models.dpt(device, dtype))
+    stimuli, attributes = features.open_stimuli(args)
+    features.extract_all(
+        args, stimuli, attributes | {"stored": args.store}, "dpt",
+        [layout.of_dataset(name, args.dataset) for name in depth.NAMES], dtype,
+        lambda pixels, _: [features.stored(states, args.store) for states in estimator.hidden_states(pixels)],
+        features.batch_size(args, device), prepare=lambda ids: estimator.prepare(stimuli.read(ids)),
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

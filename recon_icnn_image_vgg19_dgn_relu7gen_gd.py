@@ -1,0 +1,32 @@
+"""Make a picture of each test image from its decoded VGG19 features, by inversion with the relu7 generator.
+
+Reads   decoded/gan_mod/{layer}/{subject}/streams/*.mat of conv1_2 conv2_2 conv3_4 conv4_4 conv5_4 fc6 fc7 fc8;
+        nsd_stimuli.hdf5 (training images, for the spread of true features)
+Writes  decoded/gan_recon_img/all_layers/{subject}/streams/recon_image_normalized-VGG19-fc8-{subject}-streams-{i}.tiff
+        (with --dataset occluded: decoded/gan_recon_img_occluded/…)
+"""
+from utils import cli, icnn, layout
+
+
+def main(argv=None):
+    parser = cli.parser(__doc__, "python recon_icnn_image_vgg19_dgn_relu7gen_gd.py --subject subj01 --gpu 0")
+    cli.add_subject(parser, default="subj01")
+    cli.add_imgidx(parser, "the test images")
+    cli.add_gpu(parser)
+    cli.add_seed(parser)
+    parser.add_argument("--dataset", choices=layout.DATASETS, default="nsd", help="whole or occluded images (default: nsd)")
+    parser.add_argument("--occluded_path", metavar="HDF5", help="occluded images (default: nsd_stimuli_occluded.hdf5)")
+    parser.add_argument("--true_features", action="store_true",
+                        help="the recovery check: invert what make_vgg19fromdecode.py --true_features wrote")
+    parser.add_argument("--shuffle_trials", type=int, metavar="SEED",
+                        help="the control: invert what make_vgg19fromdecode.py --shuffle_trials SEED wrote")
+    parser.add_argument("--n_iter", type=int, default=icnn.N_ITER, metavar="N", help="iterations (default: 200)")
+    parser.add_argument("--batch_size", default="auto", help="pictures inverted at once, or auto (default)")
+    args = cli.parse(parser, argv)
+    if args.n_iter < 1:
+        parser.error("--n_iter must be at least 1")
+    icnn.reconstruct(args)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,221 @@
+"""BLIP: the visual embedding of an image, captions from an embedding, and how well decoded captions fit (SPEC §2b, §5).
+
+The embedding is taken at 5/8 of the size that the checkpoint was trained at, with interpolated position embeddings:
+Takagi & Nishimoto (arXiv 2306.11536) feed 240 px to BLIP base, whose own size is 384, and get 226×768 numbers.
+"""
+import re
+from collections import Counter
+
+import numpy as np
+import torch
+
+from utils import cli, decoded, diffusion, features, identification, images, layout, models, nsd, s3, store, trials
+from utils.errors import Problem
+
+FEATURE_SHARE = 240 / 384  # side of the images, as a share of the checkpoint's own size
+BEAMS = {"num_beams": 3, "min_length": 5, "max_length": 20, "repetition_penalty": 1.5}  # SPEC §5; lengths in tokens
+AUTO_BATCH = {"cuda": 64, "mps": 16, "cpu": 16}  # captions generated at once
+BLOCK = 256  # captions between two writes: the most that a killed run has to redo
+OTHERS = 20  # of the other images, whose captions say what sharing words by chance comes to
+
+
+class Captioner:
+    """The numerics around one BLIP checkpoint (`models.blip`)."""
+
+    def __init__(self, network, tokenizer, processor):
+        self.network, self.tokenizer, self.processor = network, tokenizer, processor
+        vision = network.config.vision_config
+        patches = round(vision.image_size * FEATURE_SHARE / vision.patch_size)
+        self.size = patches * vision.patch_size
+        self.shape = (1 + patches ** 2, vision.hidden_size)
+
+    def prepare(self, stimuli):
+        """(n, H, W, 3) uint8 → (n, 3, s, s) float32, for `embed`."""
+        return images.to_processor(stimuli, self.size, self.processor)
+
+    @torch.inference_mode()
+    def embed(self, pixels):
+        """(n, 3, s, s) → (n, 1 + patches, width) float32, the vision model's last hidden state (226×768 for BLIP base)."""
+        vision = self.network.vision_model
+        pixels = pixels.to(self.network.device, self.network.dtype)
+        return vision(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state.float()
+
+    @torch.inference_mode()
+    def caption(self, embeddings):
+        """(n, 1 + patches, width) embeddings, true or decoded → n captions, each one line without double quotes."""
+        decoder, text = self.network.text_decoder, self.network.config.text_config
+        embeddings = embeddings.to(self.network.device, self.network.dtype)
+        start = torch.full((len(embeddings), 1), text.bos_token_id, device=self.network.device)
+        tokens = decoder.generate(
+            input_ids=start, encoder_hidden_states=embeddings,
+            encoder_attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=self.network.device),
+            eos_token_id=text.sep_token_id, pad_token_id=text.pad_token_id, **BEAMS)
+        return [one_line(self.tokenizer.decode(row[1:], skip_special_tokens=True)) for row in tokens]
+
+
+def one_line(caption):
+    """A caption as its file holds it: single spaces; no tab or double quote, which CSV readers take as their own."""
+    return " ".join(caption.replace('"', "'").split())
+
+
+def batches(items, size):
+    return [items[start:start + size] for start in range(0, len(items), size)]
+
+
+def caption_stimuli(args, ids, device):
+    """Add to layout.blip_captions the captions of those stimuli `ids` that have none, from their stored embeddings."""
+    feature = layout.of_dataset("blip", args.dataset)
+    path = layout.blip_captions(args.workdir, args.dataset)
+    shards = store.Shards(layout.features(args.workdir, feature))
+    store.claim_folder(path.parent, {"features": shards.attributes(), "beams": BEAMS}, args.overwrite)
+    found = {} if args.overwrite or not path.exists() else store.read_json(path)
+    captioner = Captioner(*models.blip(device, torch.float32))
+    size = features.batch_size(args, device, AUTO_BATCH)
+    # A batch with any caption missing is made whole, so that a resumed run gives what one that was never stopped would.
+    todo = [batch for batch in batches([int(stimulus) for stimulus in ids], size)
+            if any(str(stimulus) not in found for stimulus in batch)]
+    unsaved = 0
+    with cli.progress(desc=path.parent.name, total=sum(map(len, todo)), unit="img") as bar:
+        for number, batch in enumerate(todo, start=1):
+            embeddings = torch.from_numpy(shards.read(batch, "img2feat_blip.py").astype(np.float32))
+            found |= {str(stimulus): [caption] for stimulus, caption in zip(batch, captioner.caption(embeddings))}
+            unsaved += len(batch)
+            if unsaved >= BLOCK or number == len(todo):
+                store.write_json(path, found)
+                unsaved = 0
+            bar.update(len(batch))
+    print(f"{path.parent.name}: {len(ids)} captions in {path}")
+
+
+def add_arguments(parser, dataset):
+    """The flags of decode_captions.py and its twin."""
+    decoded.add_arguments(parser, dataset)
+    parser.add_argument("--target", metavar="FEATURE",
+                        help="decoded feature to caption: blip (default), or init_latent, by way of the image that it "
+                        "decodes to; …_occluded for occluded images")
+
+
+def decode(args):
+    """Write a caption of each test image from its decoded feature, and print how well they fit the images."""
+    target = args.target or layout.of_dataset("blip", args.dataset)
+    ways = {layout.of_dataset("blip", args.dataset): from_embedding,
+            layout.of_dataset("init_latent", args.dataset): from_latent}
+    decoded.check_dataset(target, args.dataset)
+    if target not in ways:
+        raise Problem(f"{target} cannot be captioned", f"--target takes {' or '.join(ways)}")
+    ws, device = layout.Workspace.of(args), cli.device(args.gpu)
+    own_name = () if target == "blip" else (target, args.dataset)
+    path = ws.captions(*own_name, control=decoded.suffix(args))
+    size = features.batch_size(args, device, AUTO_BATCH)
+    captions_of, source, made_from = ways[target](args, ws, target, device)
+    wanted = store.record("decode_captions.py", {"target": target, "beams": BEAMS, **decoded.options(args)}, [source],
+                          **made_from)
+    if store.is_done(path, wanted, args.overwrite):
+        print(f"{path.stem}: done before; {sentence(store.read_json(layout.sidecar(path))['score'])}")
+        return
+    references = people(ws, args.workdir)
+    found = []
+    with cli.progress(desc=path.stem, total=len(references), unit="img") as bar:
+        for batch in batches(range(len(references)), size):
+            found += captions_of(batch)
+            bar.update(len(batch))
+    scored = score(found, references, clip_text_features(device))
+    with store.atomic(path) as temporary:
+        temporary.write_text("".join(f"{caption}\n" for caption in found), encoding="utf-8")
+        store.finish(path, wanted, score=scored)
+    print(f"{path.stem}: {sentence(scored)}")
+
+
+def from_embedding(args, ws, target, device):
+    """How to caption test images from their decoded BLIP embeddings: (function of indices, file read, models)."""
+    captioner = Captioner(*models.blip(device, torch.float32))
+    found, path = decoded.read(args, ws, target, captioner.shape)
+    return lambda batch: captioner.caption(torch.from_numpy(found[batch])), path, models.identity("blip")
+
+
+def from_latent(args, ws, target, device):
+    """As from_embedding, for a latent: it is not a BLIP embedding, but it decodes to an image, which has a caption."""
+    captioner = Captioner(*models.blip(device, torch.float32))
+    model = diffusion.LatentDiffusion(models.stable_diffusion(device, torch.float32))
+    found, path = decoded.read(args, ws, target, model.latent_shape)
+
+    def captions_of(batch):
+        pictures = images.to_pixels(model.decode(torch.from_numpy(found[batch])), model.size)
+        return captioner.caption(captioner.embed(captioner.prepare(pictures)))
+
+    return captions_of, path, {**models.identity("blip"), "image_decoder": models.identity("sd")}
+
+
+def people(ws, workdir):
+    """Per test image, the captions that people gave it."""
+    return nsd.captions_of(nsd.captions(s3.Root.from_env(), workdir), trials.test_stimuli(ws))
+
+
+def read(path, count, made_by):
+    """The captions that `decode` wrote. Raises Problem unless there are `count`, one a line and none empty."""
+    try:
+        found = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise Problem(f"{path} is missing", f"run {made_by}") from error
+    if len(found) != count or not all(caption.strip() for caption in found):
+        raise Problem(f"{path} has {sum(bool(caption.strip()) for caption in found)} captions for {count} test images",
+                      f"run {made_by} --overwrite")
+    return found
+
+
+# How well captions fit
+
+
+def clip_text_features(device):
+    """A function of n sentences → (n, dims) float32 unit vectors, CLIP's text features."""
+    model, _, tokenizer = models.clip(device)
+    longest = model.config.text_config.max_position_embeddings
+
+    @torch.inference_mode()
+    def embed(sentences):
+        tokens = tokenizer(sentences, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
+        pooled = model.text_model(**tokens).pooler_output
+        return torch.nn.functional.normalize(model.text_projection(pooled).float(), dim=-1).cpu().numpy()
+
+    return embed
+
+
+def score(captions, references, embed):
+    """How well captions fit their images, against what people say of these.
+
+    captions: n strings. references: n lists of strings. embed: see `clip_text_features`. Returns
+    "identification": see identification.summary, between the mean embedding of what people say and that of the caption;
+    "overlap": mean best F1 of shared words with one of the image's own references; "overlap_others": with other images'.
+    """
+    said = embed(captions)
+    theirs = np.stack([embed(each).mean(axis=0) for each in references])
+    r = identification.correlations(range(len(captions)), lambda i: theirs[i], lambda j: said[j:j + 1])
+    shifts = range(1, min(OTHERS, len(captions) - 1) + 1)
+    others = [overlap(caption, references[(number + shift) % len(captions)])
+              for shift in shifts for number, caption in enumerate(captions)]
+    return {"identification": identification.summary(r), "overlap_others": float(np.mean(others)),
+            "overlap": float(np.mean([overlap(*pair) for pair in zip(captions, references)]))}
+
+
+def overlap(caption, references):
+    """Largest F1 of the words that a caption shares with one of its references, in [0, 1]; repeated words count."""
+    words = _words(caption)
+
+    def f1(other):
+        both = sum((words & other).values())
+        return 2 * both / (sum(words.values()) + sum(other.values())) if both else 0.0
+
+    return max(f1(_words(reference)) for reference in references)
+
+
+def _words(sentence):
+    return Counter(re.findall(r"[a-z0-9']+", sentence.lower()))
+
+
+def sentence(scored):
+    """`score`'s result as a line for a reader."""
+    found = scored["identification"]
+    low, high = found["interval"]
+    return (f"decoded captions tell their image from others in {found['accuracy']:.3f} [{low:.2f}, {high:.2f}] of cases, "
+            f"p = {found['p']:.4f}, chance {found['chance']} ({found['images']} images, CLIP's text features); words shared "
+            f"with people's captions (F1) {scored['overlap']:.2f}, with those of other images {scored['overlap_others']:.2f}")

@@ -1,0 +1,332 @@
+"""Figures of one subject: reconstructions, identification, decoding accuracy. PDF for print, PNG for the screen.
+
+Colours are Okabe & Ito's (2008), which readers with any colour vision can tell apart; markers differ as well.
+"""
+import os
+import re
+import textwrap
+from dataclasses import dataclass
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  the backend comes first
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from utils import identification, layout, store  # noqa: E402
+from utils.errors import Problem  # noqa: E402
+
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+GREY, BLACK = "#8C8C8C", "#222222"
+METHOD_COLOURS = {"cvpr": BLUE, "text": ORANGE, "gan": GREEN, "depth": PURPLE}
+SERIES_COLOURS = (BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, BLACK)
+SERIES_MARKERS = "osD^vPX"
+TARGET_ORDER = ("init_latent", "c", "blip", "dpt_emb", "conv", "fc")
+WIDTH = 7.2  # inches: two columns of a journal
+TILE = 300  # px of a picture in a figure
+MOST_COLUMNS = 8  # pictures in a row; fewer samples of each result are shown to keep to it
+SAMPLES_SHOWN = 3  # of each result at most; a recovery check and a control show one
+LETTER = 0.066  # inches, the width of one at 7 points
+HEAD = 0.85  # inches above the pictures
+STYLE = {
+    "font.family": "sans-serif", "font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8, "legend.fontsize": 7.5,
+    "xtick.labelsize": 8, "ytick.labelsize": 7.5, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "pdf.fonttype": 42, "savefig.dpi": 300,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the name of a run (see `layout.run_name`) says. kind: "result", "recovery" or "control"."""
+
+    name: str
+    method: str
+    occluded: bool
+    kind: str
+    label: str
+
+    @classmethod
+    def of(cls, name):
+        method, *parts = name.split("-")
+        occluded = "occluded" in parts
+        control = next((part for part in parts if part.startswith("shuffled")), None)
+        kind = "control" if control else "recovery" if "true_features" in parts else "result"
+        notes = {"only_z": "latent only", "only_c": "conditioning only", "true_features": "true features"}
+        said = ["occluded"] if occluded else []
+        said += [notes[part] for part in parts if part in notes] + (["shuffled trials"] if control else [])
+        return cls(name, method, occluded, kind, ", ".join([method, *said]))
+
+
+def is_simulated(ws):
+    """True if the subject is a simulated one: NSD_MODELS is "tiny", or a run's record says so."""
+    if os.environ.get("NSD_MODELS") == "tiny":
+        return True
+    manifests = [layout.manifest(ws.samples(run)) for run in ws.found_runs()]
+    records = [store.read_json(path) for path in manifests if path.exists()]
+    return any(record.get("simulated") or str(record.get("model", "")).startswith("tiny/") for record in records)
+
+
+def who(ws):
+    """The subject, and whether it is a simulated one, for titles."""
+    return ws.subject + (", simulated subject" if is_simulated(ws) else "")
+
+
+def save(figure, ws, name):
+    """Write a figure as PDF and PNG, atomically, and close it; returns the two paths."""
+    paths = [ws.figure(name, ending) for ending in ("pdf", "png")]
+    for path, ending, metadata in zip(paths, ("pdf", "png"), ({"CreationDate": None}, {})):
+        with store.atomic(path) as temporary, plt.rc_context(STYLE):
+            figure.savefig(temporary, format=ending, bbox_inches="tight", pad_inches=0.05, metadata=metadata)
+    plt.close(figure)
+    return paths
+
+
+# reconstructions
+
+
+def by_rank(scores, count):
+    """[(image, label)] evenly spaced from the best identified image to the worst; ties by index, nothing hand-picked.
+
+    scores: {image: accuracy}.
+    """
+    ranked = sorted(scores, key=lambda image: (-scores[image], image))
+    ranks = sorted({round(rank) for rank in np.linspace(0, len(ranked) - 1, min(count, len(ranked)))})
+    names = {0: "best", len(ranked) - 1: "worst"}
+    return [(ranked[rank], f"{names.get(rank, f'rank {rank + 1} of {len(ranked)}')}\nacc. {scores[ranked[rank]]:.2f}")
+            for rank in ranks]
+
+
+def by_index(found, count):
+    """[(image, label)] evenly spaced over the images there are, where no identification says how good each is."""
+    positions = sorted({round(position) for position in np.linspace(0, len(found) - 1, min(count, len(found)))})
+    return [(found[position], f"image {found[position]}") for position in positions]
+
+
+def read_scores(ws, run, feature):
+    """{image: accuracy} of a run by one feature, as identification.py wrote it; {} if it did not."""
+    path = ws.per_image_scores(run, feature)
+    if not path.exists():
+        return {}
+    try:
+        table = np.genfromtxt(path, delimiter=",", names=True)
+        return {int(image): float(score) for image, score in zip(*map(np.atleast_1d, (
+            table["imgidx"], table["accuracy"])))}
+    except ValueError as error:
+        raise Problem(f"{path} is not what identification.py writes ({error})",
+                      "run identification.py again") from error
+
+
+def reconstructions(ws, occluded, feature, count):
+    """Originals, occluded images and samples of every run of a data set that is there; None if there is none.
+
+    The rows are chosen by rank of identification with `feature` in the first run that has it, and say so.
+    """
+    runs = [run for run in map(Run.of, ws.found_runs()) if run.occluded == occluded]
+    runs.sort(key=lambda run: (["result", "recovery", "control"].index(run.kind), run.name))
+    found = {run.name: layout.found_images(ws.samples(run.name)) for run in runs}
+    runs = [run for run in runs if any(set(paths) - {"org", "occ"} for paths in found[run.name].values())]
+    if not runs:
+        return None
+    judged = next((run for run in runs if read_scores(ws, run.name, feature)), None)
+    if judged:
+        scores = read_scores(ws, judged.name, feature)
+        rows = by_rank({image: scores[image] for image in scores if image in found[judged.name]}, count)
+        rule = f"rows: evenly spaced ranks of {feature} identification ({judged.label}), best to worst"
+    else:
+        rows = by_index(list(found[runs[0].name]), count)
+        rule = "rows: evenly spaced over the test images"
+
+    columns = [("original", None, "org")] + ([("occluded", None, "occ")] if occluded else [])
+    results = sum(run.kind == "result" for run in runs)
+    room = MOST_COLUMNS - len(columns) - (len(runs) - results)
+    each = min(SAMPLES_SHOWN, max(1, room // max(1, results)))
+    for run in runs:
+        most = max(len(set(paths) - {"org", "occ"}) for paths in found[run.name].values())
+        shown = min(most, each if run.kind == "result" else 1)
+        title = run.label.replace(", occluded", "")
+        columns += [(title, run, repeat) for repeat in range(shown)]
+    return _gallery(ws, rows, columns, found, runs, rule, occluded)
+
+
+def _gallery(ws, rows, columns, found, runs, rule, occluded):
+    tile = min(1.1, (WIDTH - 0.6) / len(columns))
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(len(rows), len(columns), squeeze=False, layout="none",
+                                    figsize=(0.6 + tile * len(columns), HEAD + tile * len(rows)))
+        height = figure.get_figheight()
+        figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=1, bottom=0, top=1 - HEAD / height,
+                               wspace=0.04, hspace=0.04)
+        for row, (image, label) in zip(axes, rows):
+            for axis, (_, run, what) in zip(row, columns):
+                _picture(axis, found[(run or runs[0]).name].get(image, {}).get(what))
+            row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=4, fontsize=6.5)
+        for start, stop in _groups(columns):
+            title, run, _ = columns[start]
+            left, right = axes[0, start].get_position(), axes[0, stop - 1].get_position()
+            colour = BLACK if run is None or run.kind == "recovery" else (
+                GREY if run.kind == "control" else METHOD_COLOURS.get(run.method, BLACK))
+            letters = int((stop - start) * tile / LETTER)
+            figure.text((left.x0 + right.x1) / 2, left.y1 + 0.09 / height, textwrap.fill(title, max(letters, 8)),
+                        ha="center", va="bottom", fontsize=7, color=colour)
+            if run is not None:
+                figure.add_artist(plt.Line2D([left.x0, right.x1], [left.y1 + 0.05 / height] * 2, color=colour, lw=1.5))
+        what = "occluded images" if occluded else "whole images"
+        figure.text(0, 1, f"Reconstructions of {what}, {who(ws)}", fontsize=9, fontweight="bold", va="top")
+        figure.text(0, 1 - 0.16 / height, rule, fontsize=6.5, color="#555555", va="top")
+    return figure
+
+
+def _groups(columns):
+    """[(start, stop)] of columns that share a title."""
+    edges = [0] + [at for at in range(1, len(columns)) if columns[at][0] != columns[at - 1][0]] + [len(columns)]
+    return list(zip(edges[:-1], edges[1:]))
+
+
+def _picture(axis, path):
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    if path is None:
+        axis.set_facecolor("#F2F2F2")
+        axis.text(0.5, 0.5, "not made", ha="center", va="center", transform=axis.transAxes, fontsize=6, color=GREY)
+        axis.set_aspect("equal", adjustable="box")
+    else:
+        axis.imshow(_load(path), interpolation="antialiased")
+
+
+def _load(path):
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS))
+    except (OSError, SyntaxError) as error:
+        raise Problem(f"{path} is not a whole picture ({error})", "delete it and run its stage again") from error
+
+
+# numbers
+
+
+@dataclass(frozen=True)
+class Series:
+    """Dots of one colour and marker: values, and perhaps intervals, by group on the x axis."""
+
+    label: str
+    colour: str
+    marker: str
+    filled: bool
+    values: dict
+    intervals: dict
+
+
+def dots(axis, groups, series, size=4.5):
+    """A dot a series in every group, side by side, with its interval. groups: names on the x axis, in order."""
+    spread = min(0.8, 0.14 * len(series))
+    offsets = np.linspace(-spread / 2, spread / 2, len(series)) if len(series) > 1 else [0]
+    for offset, each in zip(offsets, series):
+        there = [group for group in groups if group in each.values]
+        x = [groups.index(group) + offset for group in there]
+        y = [each.values[group] for group in there]
+        spans = [each.intervals.get(group, (value, value)) for group, value in zip(there, y)]
+        errors = np.array([[max(0, value - low), max(0, high - value)] for value, (low, high) in zip(y, spans)]).T
+        axis.errorbar(x, y, errors if each.intervals else None, fmt=each.marker, ms=size, color=each.colour,
+                      mfc=each.colour if each.filled else "white", mew=1, elinewidth=1, capsize=0, label=each.label)
+    axis.set_xticks(range(len(groups)), groups)
+    if len(groups) > 5:
+        plt.setp(axis.get_xticklabels(), rotation=30, ha="right", rotation_mode="anchor")
+    axis.set_xlim(-0.6, len(groups) - 0.4)
+    axis.tick_params(axis="x", length=0)
+    axis.grid(axis="y", color="#E6E6E6", lw=0.6)
+    axis.set_axisbelow(True)
+    for boundary in range(1, len(groups)):
+        axis.axvline(boundary - 0.5, color="#F0F0F0", lw=0.6, zorder=0)
+
+
+def identification_by_feature(ws):
+    """Accuracy with its 95% interval, by feature and run, against chance; None if identification.py was not run."""
+    found = [store.read_json(path) for path in ws.found_per_image_scores()]
+    if not found:
+        return None
+    features = [name for name in layout.EVALUATION_FEATURES
+                if any(record["options"]["feature"] == name for record in found)]
+    runs = sorted({record["options"]["run"] for record in found},
+                  key=lambda name: (["result", "recovery", "control"].index(Run.of(name).kind), name))
+    series = []
+    for run in map(Run.of, runs):
+        mine = {record["options"]["feature"]: record for record in found if record["options"]["run"] == run.name}
+        colour = {"control": GREY, "recovery": BLACK}.get(run.kind) or METHOD_COLOURS.get(run.method, BLACK)
+        name = {"control": "control: ", "recovery": "recovery check: "}.get(run.kind, "")
+        series.append(Series(name + run.label, colour, "s" if run.occluded else "o",
+                             run.kind == "result" and "only_" not in run.name,
+                             {feature: record["accuracy"] for feature, record in mine.items()},
+                             {feature: record["interval"] for feature, record in mine.items()}))
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(min(WIDTH, 4.2 + 0.6 * len(features)), 3.0), layout="constrained")
+        dots(axis, features, series)
+        axis.axhline(identification.CHANCE, color=BLACK, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        axis.annotate("chance", (1, identification.CHANCE), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                      textcoords="offset points", ha="left", va="center", fontsize=6.5)
+        lowest = min(low for each in series for low, _ in each.intervals.values())
+        axis.set_ylim(min(0.4, lowest - 0.03), 1.02)
+        axis.set_ylabel("identification accuracy")
+        axis.set_title(f"Identification of the seen image, {who(ws)}", loc="left", fontweight="bold")
+        _legend(figure, axis, "bars: 95% interval over images")
+    return figure
+
+
+def decoding_by_roi(ws):
+    """Mean correlation of decoded with true features on the test images, by feature and ROI; None below two results."""
+    found = [record for record in map(store.read_json, ws.found_scores())
+             if isinstance(record.get("test_correlation"), float)]
+    if len(found) < 2:
+        return None
+    names, values = [], {}
+    for record in found:
+        options = record["options"]
+        control = options.get("shuffle_trials") is not None
+        name = ("control: " if control else "") + _roi_label(options) + (", shuffled trials" if control else "")
+        values.setdefault(name, {})[options["target"]] = record["test_correlation"]
+        names = sorted(values, key=lambda name: (name.startswith("control: "), _roi_rank(name), name))
+    targets = sorted({target for each in values.values() for target in each}, key=_target_rank)
+    colours = iter(range(len(names)))
+    series = []
+    for name in names:
+        control = name.startswith("control: ")
+        style = 0 if control else next(colours)
+        series.append(Series(name, GREY if control else SERIES_COLOURS[style % len(SERIES_COLOURS)],
+                             SERIES_MARKERS[style % len(SERIES_MARKERS)], not control, values[name], {}))
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(min(WIDTH, 4.2 + 0.6 * len(targets)), 3.0), layout="constrained")
+        dots(axis, targets, series)
+        axis.axhline(0, color=BLACK, lw=0.9, ls=(0, (4, 3)), zorder=1)
+        axis.set_ylabel("correlation with the true feature\n(mean over dims, test images)")
+        axis.set_title(f"Decoding accuracy, {who(ws)}", loc="left", fontweight="bold")
+        _legend(figure, axis, None)
+    return figure
+
+
+def _roi_label(options):
+    """ROIs as one name; all but one or two are told by number, so that a legend stays readable."""
+    rois, voxels = options["rois"], options.get("voxels") or {}
+    name = " + ".join(rois) if len(rois) <= 3 else f"{len(rois)} ROIs ({rois[0]} … {rois[-1]})"
+    name = name if voxels.get("atlas", "streams") == "streams" else f"{voxels['atlas']}: {name}"
+    name += ", z-scored by session" if voxels.get("zscore") else ""
+    name += f", ncsnr ≥ {voxels['ncsnr_min']:g}" if voxels.get("ncsnr_min") is not None else ""
+    return name + (", paper mode" if options.get("mode") == "paper" else "")
+
+
+def _roi_rank(name):
+    return layout.ROIS.index(name) if name in layout.ROIS else len(layout.ROIS)
+
+
+def _target_rank(name):
+    """The order of the stages that decode them; layers in order of depth."""
+    kind, *numbers = re.split(r"(\d+)", name.removesuffix("_occluded"))
+    rank = TARGET_ORDER.index(kind) if kind in TARGET_ORDER else len(TARGET_ORDER)
+    return rank, [int(number) for number in numbers if number.isdigit()], name
+
+
+def _legend(figure, axis, note):
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, handletextpad=0.3, labelspacing=0.6,
+                  title=note, title_fontsize=6.5, alignment="left")
