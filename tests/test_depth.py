@@ -37,7 +37,14 @@ def stimuli():
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch, stimuli):
+def trained():
+    """Skips where the small DPT has not been trained (python -m mini_nsd.train dpt)."""
+    if not (models.TINY / "dpt").is_dir():
+        pytest.skip("mini_nsd/models/dpt is not there; runs after python -m mini_nsd.train dpt")
+
+
+@pytest.fixture
+def world(trained, tmp_path, monkeypatch, stimuli):
     """A working folder of a subject that saw COUNT stimuli, the last three as test images."""
     monkeypatch.setenv("NSD_MODELS", "tiny")
     monkeypatch.setenv("NSD_ROOT", str(tmp_path / "nsd"))
@@ -176,7 +183,7 @@ def test_a_missing_state_names_its_stage(world):
         dptemb2dpt.main(arguments(world))
 
 
-def test_the_small_dpt_predicts_true_nearness():
+def test_the_small_dpt_predicts_true_nearness(trained):
     """The bar is 0.9 over held-out scenes, on average."""
     assert training.correlation(training.load(), count=50).mean() >= 0.9
 

@@ -442,7 +442,7 @@ def test_a_streamed_layer_of_a_million_dims_is_decoded_as_a_stored_one(at, tmp_p
     assert not layout.features(folder, "conv1_1").exists()
 
     make_vgg19bdpy.main([*where, *GPU, "--layers", "conv1_1", "--store", "float32"])
-    make_subjstim_vgg19.main([*where, *SUBJECT, "--layer", "conv1_1"])
+    make_subjstim_vgg19.main([*where, *SUBJECT, "--layer", "conv1_1", "--overwrite"])
     ridge.main([*where, *SUBJECT, *GPU, *target, *alphas])
     stored, theirs = store.read_npy(path), store.read_json(layout.sidecar(path))
     spread = stored.std(0).mean()

@@ -230,7 +230,8 @@ def write_mat(path, found):
 def read_mat(path, shape, made_by):
     """`feat` of a .mat file, (*shape) float32. Raises Problem if it is missing, not whole, or of another model."""
     try:
-        found = scipy.io.loadmat(path, variable_names=["feat"])["feat"]
+        with open(path, "rb") as file:
+            found = scipy.io.loadmat(file, variable_names=["feat"])["feat"]
     except FileNotFoundError as error:
         raise Problem(f"{path} is missing", f"run {made_by}") from error
     except (KeyError, ValueError, TypeError, OSError, scipy.io.matlab.MatReadError) as error:
