@@ -269,7 +269,7 @@ def identification_by_feature(ws):
         lowest = min(low for each in series for low, _ in each.intervals.values())
         axis.set_ylim(min(0.4, lowest - 0.03), 1.02)
         axis.set_ylabel("identification accuracy")
-        axis.set_title(f"Identification of the seen image, {who(ws)}", loc="left", fontweight="bold")
+        _title(figure, f"Identification of the seen image, {who(ws)}")
         _legend(figure, axis, "bars: 95% interval over images")
     return figure
 
@@ -300,7 +300,7 @@ def decoding_by_roi(ws):
         dots(axis, targets, series)
         axis.axhline(0, color=BLACK, lw=0.9, ls=(0, (4, 3)), zorder=1)
         axis.set_ylabel("correlation with the true feature\n(mean over dims, test images)")
-        axis.set_title(f"Decoding accuracy, {who(ws)}", loc="left", fontweight="bold")
+        _title(figure, f"Decoding accuracy, {who(ws)}")
         _legend(figure, axis, None)
     return figure
 
@@ -324,6 +324,10 @@ def _target_rank(name):
     kind, *numbers = re.split(r"(\d+)", name.removesuffix("_occluded"))
     rank = TARGET_ORDER.index(kind) if kind in TARGET_ORDER else len(TARGET_ORDER)
     return rank, [int(number) for number in numbers if number.isdigit()], name
+
+
+def _title(figure, text):
+    figure.suptitle(text, x=0.01, ha="left", fontsize=9, fontweight="bold")
 
 
 def _legend(figure, axis, note):
