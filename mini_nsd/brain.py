@@ -15,7 +15,7 @@ hidden part is a weighted sum of two calls, with weights by `brain.roi`.
 Sources of the forms and figures: contrast energy from quadrature pairs, pooled and compressed, Kay et al. 2008 (Nature)
 and 2013 (J Neurophysiol); divisive normalisation, Heeger 1992; cortical magnification with e2 = 0.75 deg, Horton & Hoyt
 1991; receptive fields that grow with eccentricity and from V1 to V3, Dumoulin & Wandell 2008; several objects drive
-a voxel like a normalised sum, Reddy & Kanwisher 2007; number tuning on a log axis, Harvey et al. 2013. How the parts
+a voxel like a normalised sum, MacEvoy & Epstein 2009; number tuning on a log axis, Harvey et al. 2013. How the parts
 are weighted (SHARES) is our assumption. What all this cannot stand for is in this folder's README.
 """
 from dataclasses import dataclass
