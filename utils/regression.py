@@ -42,9 +42,9 @@ _FOLD_SEED = 0
 # then within 3e-7 of themselves, about what single-precision products leave (measured).
 _BASIS_TOLERANCE = 1e-5
 
-# Pieces of equal count that the spectrum is cut into before neighbours are merged, and what one more basis costs
-# besides its product, in units of one eigenvector's (inner products and copies; measured on a CPU).
-_PIECES = 24
+# Pieces of equal count (most of them, least eigenvalues in one) that the spectrum is cut into before neighbours are
+# merged, and what one more basis costs besides its product, in units of one eigenvector's (inner products and copies; measured on a CPU).
+_PIECES, _PIECE_RANK = 24, 20
 _BASIS_OVERHEAD = 100
 
 # The Neumann series is used where its ratio is at most this (three terms then reach _BASIS_TOLERANCE).
@@ -692,7 +692,7 @@ class _Spectrum:
     def _segments(differences):
         """Cut the spectrum so that the bases' products cost least: dynamic programming over a few cuts."""
         rank = differences.shape[1]
-        cuts = np.unique(np.linspace(0, rank, min(_PIECES, rank) + 1).astype(int))
+        cuts = np.unique(np.linspace(0, rank, min(_PIECES, 1 + rank // _PIECE_RANK) + 1).astype(int))
         cost, before = [0.0] + [np.inf] * (len(cuts) - 1), [0] * len(cuts)
         for j in range(1, len(cuts)):
             for i in range(j):
