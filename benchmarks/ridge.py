@@ -1,7 +1,7 @@
 """Time, memory and precision of `utils.regression` beside himalaya's RidgeCV, on simulated voxels of NSD's shapes.
 
     python benchmarks/ridge.py                # 8,000 trials × 2,000 voxels × 6,400 dims: minutes
-    python benchmarks/ridge.py --full         # also 24,980 × 5,917 × 6,400 and × 59,136, and an extrapolation: an hour
+    python benchmarks/ridge.py --full         # also NSD's 24,980 × 5,917 × 6,400 and × 59,136, and an extrapolation
 
 Each row runs in its own process, so peak memory is that row's. Stimuli are shown about three times, as in NSD.
 Ratios are given twice: in wall time, and in processor time, which a busy machine distorts less (with --threads 1).
@@ -214,10 +214,12 @@ def row(args, shape, mode, check, peak, compare=True, on_disk=False):
     label = f"{n_trials:,} × {n_voxels:,} × {dims:,}"
     alphas = f"{len(alphas_of(mode))} ({mode})"
     other = f"{theirs['total'][0]:9.1f} {theirs['total'][1]:9.1f}" if compare else f"{'—':>9} {'—':>9}"
-    ratio = "".join(f"{t / o:7.1f}×" for t, o in zip(theirs["total"], ours["total"])) if compare else f"{'—':>8}{'—':>8}"
+    ratio = f"{'—':>8}{'—':>8}"
+    if compare:
+        ratio = "".join(f"{t / o:7.1f}×" for t, o in zip(theirs["total"], ours["total"]))
     error = f"{ours['error_sd']:9.1e} {ours['equal_alphas']:6.0%}" if check else f"{'—':>9} {'—':>6}"
-    print(f"{label:26} {alphas:10} {ours['total'][0]:8.1f} {ours['total'][1]:8.1f} {ours['second'][0]:8.1f} {other} {ratio} "
-          f"{ours['peak_mb']:7.0f} {error} {ours['gflops'][1] / peak[1]:6.0%}", flush=True)
+    print(f"{label:26} {alphas:10} {ours['total'][0]:8.1f} {ours['total'][1]:8.1f} {ours['second'][0]:8.1f} "
+          f"{other} {ratio} {ours['peak_mb']:7.0f} {error} {ours['gflops'][1] / peak[1]:6.0%}", flush=True)
     return ours
 
 
@@ -251,10 +253,10 @@ def main():
         seconds = {b: child(args.threads, backend=b, **small)["total"][1] for b in ("numpy", "torch")}
         args.backend = min(seconds, key=seconds.get)
     peak = child(args.threads, name="peak")
-    print(f"{args.threads} threads; himalaya with its {args.backend} backend{'' if args.whole else ', scaled from a slice'}; "
-          f"matrix products peak at {peak[1]:.0f} GFLOP/s per processor second")
-    print(f"{'trials × voxels × dims':26} {'alphas':10} {'ours s':>8} {'cpu s':>8} {'again s':>8} {'himalaya':>9} {'cpu s':>9} "
-          f"{'ratio':>8}{'cpu':>8} {'peak MB':>7} {'error sd':>9} {'alpha=':>6} {'peak':>6}")
+    print(f"{args.threads} threads; himalaya with its {args.backend} backend"
+          f"{'' if args.whole else ', scaled from a slice'}; matrix products peak at {peak[1]:.0f} GFLOP/s per processor second")
+    print(f"{'trials × voxels × dims':26} {'alphas':10} {'ours s':>8} {'cpu s':>8} {'again s':>8} "
+          f"{'himalaya':>9} {'cpu s':>9} {'ratio':>8}{'cpu':>8} {'peak MB':>7} {'error sd':>9} {'alpha=':>6} {'peak':>6}")
     for mode in ("paper", "fixed"):
         row(args, (8_000, 2_000, 6_400), mode, True, peak)
     if args.full:

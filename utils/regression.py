@@ -43,7 +43,8 @@ _FOLD_SEED = 0
 _BASIS_TOLERANCE = 1e-5
 
 # Pieces of equal count (most of them, least eigenvalues in one) that the spectrum is cut into before neighbours are
-# merged, and what one more basis costs besides its product, in units of one eigenvector's (inner products and copies; measured on a CPU).
+# merged, and what one more basis costs besides its product, in units of one eigenvector's (inner products and copies;
+# measured on a CPU).
 _PIECES, _PIECE_RANK = 24, 20
 _BASIS_OVERHEAD = 100
 
