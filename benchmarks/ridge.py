@@ -254,9 +254,11 @@ def main():
         args.backend = min(seconds, key=seconds.get)
     peak = child(args.threads, name="peak")
     print(f"{args.threads} threads; himalaya with its {args.backend} backend"
-          f"{'' if args.whole else ', scaled from a slice'}; matrix products peak at {peak[1]:.0f} GFLOP/s per processor second")
+          f"{'' if args.whole else ', scaled from a slice'}; "
+          f"matrix products peak at {peak[1]:.0f} GFLOP/s per processor second")
     print(f"{'trials × voxels × dims':26} {'alphas':10} {'ours s':>8} {'cpu s':>8} {'again s':>8} "
-          f"{'himalaya':>9} {'cpu s':>9} {'ratio':>8}{'cpu':>8} {'peak MB':>7} {'error sd':>9} {'alpha=':>6} {'peak':>6}")
+          f"{'himalaya':>9} {'cpu s':>9} {'ratio':>8}{'cpu':>8} {'peak MB':>7} "
+          f"{'error sd':>9} {'alpha=':>6} {'peak':>6}")
     for mode in ("paper", "fixed"):
         row(args, (8_000, 2_000, 6_400), mode, True, peak)
     if args.full:
