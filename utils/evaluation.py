@@ -9,7 +9,7 @@ def extract(args):
     """Write the missing features of every picture of the run that the arguments name."""
     ws, run = layout.Workspace.of(args), cli.run_name(args)
     samples, folder = ws.samples(run), ws.identification(run)
-    pictures = [path for path in sorted(samples.glob("*.png")) if not path.stem.endswith("_occ")]
+    pictures = [path for paths in layout.found_images(samples).values() for what, path in paths.items() if what != "occ"]
     if not pictures:
         raise Problem(f"{samples} holds no pictures", f"run diffusion_decoding.py --method {args.method} first")
     judges = evaluators.Evaluators(args.usefeat, cli.device(args.gpu))

@@ -117,9 +117,9 @@ def reconstruct(args):
     checkpoint = models.stable_diffusion(device, models.precision(args.precision, device), role)
     model = diffusion.LatentDiffusion(checkpoint)
     inputs = Inputs(args, ws, method, model)
+    chosen = cli.image_range(args.imgidx, inputs.count, "test image")
     folder = ws.samples(run)
     store.claim_folder(folder, record(args, method, inputs, role), args.overwrite)
-    chosen = cli.image_range(args.imgidx, inputs.count, "test image")
     save_originals(args, ws, folder, chosen)
 
     items = [(image, sample) for image in chosen for sample in range(args.n_samples)]

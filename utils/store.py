@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from utils import __version__, layout
 from utils.errors import Problem
 
 CHUNK_BYTES = 1 << 20
+HOST = "".join(letter for letter in platform.node() if letter.isalnum()) or "host"
 
 
 @contextlib.contextmanager
@@ -26,7 +28,7 @@ def atomic(path):
     """Yield a temporary path beside `path`; rename it to `path` if the block ends well, remove it otherwise."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".part{path.suffix}", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.{HOST}-{os.getpid()}.", suffix=f".part{path.suffix}", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -38,6 +40,24 @@ def atomic(path):
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sweep(folder, stem="*"):
+    """Remove the temporary files that processes of this machine left in `folder` when they were killed."""
+    for path in Path(folder).glob(f".{stem}.{HOST}-*.part*"):
+        maker = path.name.split(f".{HOST}-")[1].split(".")[0]
+        if not _alive(int(maker)):
+            path.unlink(missing_ok=True)
+
+
+def _alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _umask():
@@ -114,6 +134,7 @@ def is_done(path, wanted, overwrite):
     Raises Problem if it was made otherwise: nothing stale is reused, and nothing is redone unasked.
     """
     path = Path(path)
+    sweep(path.parent, path.stem)
     if overwrite or not path.exists():
         return False
     side = layout.sidecar(path)
@@ -130,6 +151,7 @@ def finish(path, wanted, **results):
 
 def claim_folder(folder, wanted, overwrite):
     """Say in `folder` what makes its files. Raises Problem if files there were made otherwise (unless overwrite)."""
+    sweep(folder)
     path = layout.manifest(folder)
     if path.exists() and not overwrite:
         _must_match(read_json(path), wanted, folder)
@@ -160,6 +182,7 @@ class Shards:
 
     def __init__(self, folder):
         self.folder = Path(folder)
+        sweep(self.folder)
         self._where = {}
         for path in sorted(self.folder.glob("[0-9]*-[0-9]*.h5")):
             with self._open(path) as file:
