@@ -13,7 +13,8 @@ def main(argv=None, dataset="nsd"):
     parser.add_argument("--use_stim", choices=["each", "ave"], required=True,
                         help="rows of a trial (each) or of a stimulus (ave); the features are stored once either way")
     parser.add_argument("--input_dir", metavar="DIR", help="folder of shards (default: nsdfeat/{featname})")
-    parser.add_argument("--npy", action="store_true", help="also write the original's matrices, trials expanded for each")
+    parser.add_argument("--npy", action="store_true",
+                        help="also write the original's matrices, with a row per trial for each")
     args = cli.parse(parser, argv)
 
     made = subjstim.gather(layout.Workspace.of(args), args.featname, args.use_stim, dataset, folder=args.input_dir,

@@ -154,7 +154,7 @@ def test_ncsnr_min_keeps_the_voxels_at_or_above_it(world, tmp_path):
 
 def test_another_atlas_is_kept_apart_and_needs_no_table_for_zeros_and_ones(world, tmp_path):
     mask = np.where(tiny_nsd.labels() > 0, 1, tiny_nsd.labels())
-    tiny_nsd.put(world, "nsddata/ppdata/subj01/func1pt8mm/roi/nsdgeneral.nii.gz", tiny_nsd.nifti(mask.astype(np.float32)))
+    tiny_nsd.put(world, tiny_nsd.ATLAS.replace("streams", "nsdgeneral"), tiny_nsd.nifti(mask.astype(np.float32)))
     make(tmp_path)
     ws = make(tmp_path, "--atlas", "nsdgeneral")
     assert np.load(ws.betas("nsdgeneral.nsdgeneral", "tr")).shape[1] == (mask == 1).sum()
@@ -192,7 +192,7 @@ FAULTS = ["500", "SlowDown", ("reset", 900), ("cut", 1500), ("stall", 700), ("le
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 def test_a_transient_fault_changes_no_byte(server, world, tmp_path, fault, monkeypatch, capsys):
-    server.faults = [("betas_session01", fault), ("betas_session02", fault), ("streams.nii", fault), ("responses", fault)]
+    server.faults = [(key, fault) for key in ("betas_session01", "betas_session02", "streams.nii", "responses")]
     faulty = make(tmp_path / "faulty")
     assert "retrying" in capsys.readouterr().err and not server.faults
     monkeypatch.setenv("NSD_ROOT", str(world))
@@ -287,6 +287,16 @@ def beta(values=None, **how):
     return bad(tiny_nsd.BETAS.format(2), lambda _: tiny_nsd.nifti(values, **how))
 
 
+def flat(world):
+    for session, ids in enumerate(tiny_nsd.SESSIONS, start=1):
+        zeros = np.zeros((*tiny_nsd.SHAPE, len(ids)), np.int16)
+        tiny_nsd.put(world, tiny_nsd.BETAS.format(session), tiny_nsd.nifti(zeros))
+
+
+def atlas(values, affine=tiny_nsd.AFFINE):
+    return bad(tiny_nsd.ATLAS, lambda _: tiny_nsd.nifti(values, affine))
+
+
 SHIFTED = tiny_nsd.AFFINE + np.array([[0, 0, 0, 1.8], [0] * 4, [0] * 4, [0] * 4])
 MIRRORED = tiny_nsd.AFFINE @ np.diag([-1.0, 1, 1, 1])
 ZERO_BASED = tuple(tuple(stimulus - 1 for stimulus in ids) for ids in tiny_nsd.SESSIONS)
@@ -308,11 +318,13 @@ BAD = {
     "73KID of 0": (replace(tiny_nsd.RESPONSES, b"\t5\tNaN", b"\t0\tNaN"), "73KID"),
     "73KID of 73001": (replace(tiny_nsd.RESPONSES, b"\t5\tNaN", b"\t73001\tNaN"), "73001"),
     "73KID of NaN": (replace(tiny_nsd.RESPONSES, b"\t5\tNaN", b"\tNaN\tNaN"), "line 2.*'NaN'"),
-    "73KID of another image": (replace(tiny_nsd.RESPONSES, b"\t5\tNaN", b"\t9\tNaN"), "line 2.*the design does not show"),
-    "a row too many": (bad(tiny_nsd.RESPONSES, lambda _: tiny_nsd.responses() + b"1\t3\t2\t2\t15\tNaN\n"), "repeats a trial"),
+    "73KID of another image": (replace(tiny_nsd.RESPONSES, b"\t5\tNaN", b"\t9\tNaN"), "line 2.*design does not"),
+    "a row too many": (bad(tiny_nsd.RESPONSES, lambda _: tiny_nsd.responses() + b"1\t3\t2\t2\t15\tNaN\n"),
+                       "repeats a trial"),
     "a row too few": (replace(tiny_nsd.RESPONSES, b"1\t3\t2\t2\t15\tNaN\n", b""), "6 volumes.*5 trials in session 3"),
     "rows out of order": (replace(tiny_nsd.RESPONSES, b"1\t1\t1\t1", b"1\t2\t1\t1"), "out of scan order"),
-    "session 0": (bad(tiny_nsd.RESPONSES, lambda _: tiny_nsd.responses().replace(b"\n1\t1\t", b"\n1\t0\t")), "count from 1"),
+    "session 0": (bad(tiny_nsd.RESPONSES, lambda _: tiny_nsd.responses().replace(b"\n1\t1\t", b"\n1\t0\t")),
+                  "count from 1"),
     "betas without responses": (bad(tiny_nsd.BETAS.format(4), lambda _: b""), "session 4 without rows"),
     "no betas at all": (lambda world: shutil.rmtree((world / tiny_nsd.BETAS).parent), "holds no betas_session"),
     "a volume too few": (beta(tiny_nsd.betas(2, 7)), "7 volumes.*8 trials in session 2"),
@@ -323,27 +335,24 @@ BAD = {
     "mirrored betas": (beta(affine=MIRRORED), "another space.*orientation"),
     "truncated betas": (cut(tiny_nsd.BETAS.format(2)), "session02.*truncated or corrupt"),
     "betas cut in the checksum": (cut(tiny_nsd.BETAS.format(2), 0.999), "session02.*truncated or corrupt"),
-    "betas that are not gzip": (bad(tiny_nsd.BETAS.format(2), lambda _: b"x" * 2000), "session02.*truncated or corrupt"),
+    "betas that are not gzip": (bad(tiny_nsd.BETAS.format(2), lambda _: b"x" * 2000), "session02.*truncated or"),
     "betas that are no NIfTI": (bad(tiny_nsd.BETAS.format(2), lambda _: gzip.compress(b"x" * 2000)),
                                 "session02.*not a NIfTI"),
-    "betas that never change": (lambda world: [tiny_nsd.put(world, tiny_nsd.BETAS.format(session), tiny_nsd.nifti(
-        np.zeros((*tiny_nsd.SHAPE, len(ids)), np.int16))) for session, ids in enumerate(tiny_nsd.SESSIONS, 1)], "no voxel of"),
+    "betas that never change": (flat, "no voxel of"),
     "no atlas": (gone(tiny_nsd.ATLAS), "streams.nii.gz does not exist"),
     "truncated atlas": (cut(tiny_nsd.ATLAS), "streams.nii.gz"),
-    "atlas of another shape": (bad(tiny_nsd.ATLAS, lambda _: tiny_nsd.nifti((np.arange(144) % 8).reshape(6, 6, 4).astype(np.int16))), "another space.*shape"),
-    "atlas of another voxel size": (bad(tiny_nsd.ATLAS, lambda _: tiny_nsd.nifti(tiny_nsd.labels(), np.eye(4))),
-                                    "another space.*voxel size"),
-    "atlas moved by a voxel": (bad(tiny_nsd.ATLAS, lambda _: tiny_nsd.nifti(tiny_nsd.labels(), SHIFTED)),
-                               "another space.*orientation"),
-    "atlas of fractions": (bad(tiny_nsd.ATLAS, lambda _: tiny_nsd.nifti(tiny_nsd.labels() + np.float32(0.5))), "whole labels"),
-    "atlas of NaN": (bad(tiny_nsd.ATLAS, lambda _: tiny_nsd.nifti(np.full(tiny_nsd.SHAPE, np.nan, np.float32))), "whole labels"),
+    "atlas of another shape": (atlas((np.arange(144) % 8).reshape(6, 6, 4).astype(np.int16)), "another space.*shape"),
+    "atlas of another voxel size": (atlas(tiny_nsd.labels(), np.eye(4)), "another space.*voxel size"),
+    "atlas moved by a voxel": (atlas(tiny_nsd.labels(), SHIFTED), "another space.*orientation"),
+    "atlas of fractions": (atlas(tiny_nsd.labels() + np.float32(0.5)), "whole labels"),
+    "atlas of NaN": (atlas(np.full(tiny_nsd.SHAPE, np.nan, np.float32)), "whole labels"),
     "no table": (gone(tiny_nsd.CTAB), "streams.mgz.ctab does not exist"),
-    "table without known ROI": (bad(tiny_nsd.CTAB, lambda _: b"\n".join(b"%d area%d" % (i, i) for i in range(8))), "names none of early"),
-    "table that lacks a label": (replace(tiny_nsd.CTAB, b"\n7 parietal", b""), "label 7, which its table does not name"),
+    "table without known ROI": (bad(tiny_nsd.CTAB, lambda _: b"\n".join(b"%d area%d" % (i, i) for i in range(8))),
+                                "names none of early"),
+    "table that lacks a label": (replace(tiny_nsd.CTAB, b"\n7 parietal", b""), "label 7, which its table"),
     "table that is none": (bad(tiny_nsd.CTAB, lambda _: b"hello world\n"), "not a label and a name"),
     "table that names a path": (replace(tiny_nsd.CTAB, b"1 early", b"1 ../early"), "cannot be part of a file name"),
-    "empty ROI": (bad(tiny_nsd.ATLAS, lambda _: tiny_nsd.nifti(np.where(tiny_nsd.labels() == 3, 0, tiny_nsd.labels()))),
-                  "ROI midlateral.*has no voxels"),
+    "empty ROI": (atlas(np.where(tiny_nsd.labels() == 3, 0, tiny_nsd.labels())), "ROI midlateral.*has no voxels"),
 }
 
 
@@ -397,7 +406,8 @@ def test_volumes_stream_one_at_a_time(world):
 
 def test_multi_member_gzip_is_read_through(world):
     content = gzip.decompress((world / tiny_nsd.BETAS.format(1)).read_bytes())
-    tiny_nsd.put(world, tiny_nsd.BETAS.format(1), b"".join(gzip.compress(content[i:i + 700]) for i in range(0, len(content), 700)))
+    members = [gzip.compress(content[start:start + 700]) for start in range(0, len(content), 700)]
+    tiny_nsd.put(world, tiny_nsd.BETAS.format(1), b"".join(members))
     with nsd.beta_volumes(s3.Folder(world), "subj01", 1) as volumes:
         assert np.array_equal(list(volumes)[7], tiny_nsd.betas(1, 8)[..., 7].T)
 

@@ -23,7 +23,8 @@ VAL = "nsddata_stimuli/stimuli/nsd/annotations/captions_val2017.json"
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     folder = tiny_nsd.build(tmp_path / "nsd")
-    tiny_nsd.put(folder, tiny_nsd.INFO, b",cocoId,cocoSplit,nsdId\n0,70,val2017,0\n1,70,train2017,1\n2,71,train2017,2\n3,99,train2017,3\n")
+    tiny_nsd.put(folder, tiny_nsd.INFO, b",cocoId,cocoSplit,nsdId\n0,70,val2017,0\n1,70,train2017,1\n"
+                                        b"2,71,train2017,2\n3,99,train2017,3\n")
     tiny_nsd.put(folder, TRAIN, coco((70, "a red square"), (71, "a disc "), (70, "a square"), (5, "not in NSD")))
     tiny_nsd.put(folder, VAL, coco((70, "another image")))
     monkeypatch.setenv("NSD_ROOT", str(folder))
@@ -73,8 +74,9 @@ def test_a_table_may_carry_colours_and_comments():
     assert nsd.label_table(table, "x") == {"V1v": 1, "V1d": 2}
 
 
-@pytest.mark.parametrize("table, said", [(b"1 a\n1 b\n", "twice"), (b"1 a\n2 a\n", "twice"), (b"0 Unknown\n", "names no ROI"),
-                                         (b"\xff\xfe", "not a label table"), (b"1\n", "not a label and a name")])
+@pytest.mark.parametrize("table, said", [(b"1 a\n1 b\n", "twice"), (b"1 a\n2 a\n", "twice"),
+                                         (b"0 Unknown\n", "names no ROI"), (b"\xff\xfe", "not a label table"),
+                                         (b"1\n", "not a label and a name")])
 def test_bad_tables_are_named(table, said):
     with pytest.raises(Problem, match=said):
         nsd.label_table(table, "x")

@@ -36,8 +36,8 @@ def read(root, key=KEY):
         return stream.read()
 
 
-@pytest.mark.parametrize("fault", ["500", "503", "SlowDown", ("reset", 1_000_000), ("cut", 1_500_000), ("stall", 2_000_000),
-                                   ("length", -1000), ("length", 1000)], ids=str)
+@pytest.mark.parametrize("fault", ["500", "503", "SlowDown", ("reset", 1_000_000), ("cut", 1_500_000),
+                                   ("stall", 2_000_000), ("length", -1000), ("length", 1000)], ids=str)
 def test_a_transient_fault_loses_no_byte_and_is_said_once(server, content, fault, capsys):
     server.faults = [("object", fault)]
     assert read(s3.Root.from_env()) == content
@@ -265,7 +265,8 @@ def test_a_root_crosses_to_a_worker_process(server):
 def test_one_process_at_a_time_holds_a_lock(tmp_path):
     with store.locked(tmp_path / "artifact"):
         code = f"from utils import store\nwith store.locked({str(tmp_path / 'artifact')!r}): print('in')"
-        waiting = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        waiting = subprocess.Popen([sys.executable, "-c", code], text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert "waiting" in waiting.stderr.readline()
         assert waiting.poll() is None
     assert waiting.communicate(timeout=20)[0] == "in\n"

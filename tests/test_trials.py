@@ -73,7 +73,8 @@ def test_voxels_are_joined_in_the_order_given(made):
 
 def test_a_choice_of_voxels_is_read_under_its_own_name(made):
     voxels = trials.load_voxels(made, ["early"], layout.VoxelChoice(zscore="session"))
-    assert voxels.train.dtype == np.float32 and np.array_equal(voxels.train, np.load(made.betas("early-zsession", "tr")))
+    assert voxels.train.dtype == np.float32
+    assert np.array_equal(voxels.train, np.load(made.betas("early-zsession", "tr")))
 
 
 def test_missing_voxels_name_the_command_and_what_is_there(made, tmp_path):
@@ -116,14 +117,16 @@ def shards(made, name, dtype=np.float16, leave_out=(), **attributes):
     ids = [stimulus for stimulus in range(110) if stimulus not in leave_out]
     for part in store.shard_ranges(ids, 50):
         features = np.array(part)[:, None, None] + np.arange(6).reshape(2, 3) / 8
-        folder.write(part, features.astype(dtype), {"model": "m", "dtype": str(np.dtype(dtype)), "feature": name} | attributes)
+        made_by = {"model": "m", "dtype": str(np.dtype(dtype)), "feature": name}
+        folder.write(part, features.astype(dtype), made_by | attributes)
     return folder
 
 
 @pytest.mark.parametrize("use", ["each", "ave"])
 def test_subject_features_hold_each_stimulus_once_and_lead_trials_to_it(made, use, capsys):
     shards(made, "c")
-    make_subjstim.main(["--workdir", str(made.workdir), "--subject", "subj01", "--featname", "c", "--use_stim", use, "--npy"])
+    make_subjstim.main(["--workdir", str(made.workdir), "--subject", "subj01", "--featname", "c", "--use_stim", use,
+                        "--npy"])
     stims, shared = np.load(made.stims), [100, 101, 102]
     with h5py.File(made.subject_features(use, "c")) as file:
         assert dict(file.attrs) == {"model": "m", "dtype": "float16", "feature": "c"}
@@ -157,7 +160,8 @@ def test_whole_and_occluded_features_cannot_be_swapped(made):
         subjstim.gather(made, "c", "ave", "occluded")
     subjstim.gather(made, "c_occluded", "ave", "occluded", folder=layout.features(made.workdir, "c"))
     with pytest.raises(Problem, match="holds the feature init_latent"):
-        subjstim.gather(made, "init_latent_occluded", "ave", "occluded", folder=layout.features(made.workdir, "init_latent"))
+        subjstim.gather(made, "init_latent_occluded", "ave", "occluded",
+                        folder=layout.features(made.workdir, "init_latent"))
 
 
 def test_features_of_another_model_are_refused_until_asked_for(made):
@@ -176,7 +180,8 @@ def test_features_of_another_model_are_refused_until_asked_for(made):
 
 def test_one_file_a_stimulus_as_the_original_wrote_is_read_too(made):
     for stimulus in range(110):
-        store.write_npy(layout.feature_file(layout.features(made.workdir, "old"), stimulus), np.full((2, 2), stimulus, np.float32))
+        path = layout.feature_file(layout.features(made.workdir, "old"), stimulus)
+        store.write_npy(path, np.full((2, 2), stimulus, np.float32))
     made_ = subjstim.gather(made, "old", "ave", "nsd")
     assert made_["te"] == (3, 3, 4, np.float32)
     with store.SubjectFeatures(made.subject_features("ave", "old"), "") as matrix:

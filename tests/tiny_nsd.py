@@ -20,7 +20,8 @@ SHAPE = (5, 6, 4)
 BUCKET = "natural-scenes-dataset"
 AFFINE = np.diag([1.8, 1.8, 1.8, 1.0])
 AFFINE[:3, 3] = [-4, -5, -3]
-TABLE = ("0 Unknown", "1 early", "2 midventral", "3 midlateral", "4 midparietal", "5 ventral", "6 lateral", "7 parietal")
+TABLE = ("0 Unknown", "1 early", "2 midventral", "3 midlateral", "4 midparietal", "5 ventral", "6 lateral",
+         "7 parietal")
 BETAS = "nsddata_betas/ppdata/subj01/func1pt8mm/betas_fithrf_GLMdenoise_RR/betas_session{:02}.nii.gz"
 NCSNR = "nsddata_betas/ppdata/subj01/func1pt8mm/betas_fithrf_GLMdenoise_RR/ncsnr.nii.gz"
 ATLAS = "nsddata/ppdata/subj01/func1pt8mm/roi/streams.nii.gz"
@@ -61,13 +62,15 @@ def betas(session, trials):
 
 def labels():
     """(x, y, z) int16: -1 outside, 0, and each stream with at least three voxels."""
-    return np.random.default_rng(99).permutation(np.repeat(np.arange(-1, 8), 14)[:np.prod(SHAPE)]).reshape(SHAPE).astype(np.int16)
+    values = np.repeat(np.arange(-1, 8), 14)[:np.prod(SHAPE)].astype(np.int16)
+    return np.random.default_rng(99).permutation(values).reshape(SHAPE)
 
 
 def responses(sessions=SESSIONS):
     rows = ["SUBJECT\tSESSION\tRUN\tTRIAL\t73KID\tRT"]
     for session, ids in enumerate(sessions, start=1):
-        rows += [f"1\t{session}\t{1 + trial // 4}\t{1 + trial % 4}\t{stimulus}\tNaN" for trial, stimulus in enumerate(ids)]
+        rows += [f"1\t{session}\t{1 + trial // 4}\t{1 + trial % 4}\t{stimulus}\tNaN"
+                 for trial, stimulus in enumerate(ids)]
     return ("\n".join(rows) + "\n").encode()
 
 
@@ -217,10 +220,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self, query):
         prefix, after = query.get("prefix", [""])[0], query.get("continuation-token", [""])[0]
-        keys = sorted(path.relative_to(self.s3.folder).as_posix() for path in self.s3.folder.rglob("*") if path.is_file())
+        folder = self.s3.folder
+        keys = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         keys = [key for key in keys if key.startswith(prefix) and key > after]
         page, more = keys[:self.s3.page], len(keys) > self.s3.page
-        entries = "".join(f"<Contents><Key>{escape(key)}</Key><Size>{(self.s3.folder / key).stat().st_size}</Size></Contents>"
+        entries = "".join(f"<Contents><Key>{escape(key)}</Key><Size>{(folder / key).stat().st_size}</Size></Contents>"
                           for key in page)
         token = f"<NextContinuationToken>{escape(page[-1])}</NextContinuationToken>" if more else ""
         self._answer(200, f"<ListBucketResult><IsTruncated>{str(more).lower()}</IsTruncated>{entries}{token}"

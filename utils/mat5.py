@@ -81,8 +81,8 @@ def _matrix(data, order, names):
         raise ValueError("truncated variable") from None
     if flags & 0xFF not in NUMERIC_CLASSES or flags & COMPLEX or kind not in NUMBERS:
         raise ValueError(f"{name} is not an array of real numbers")
-    values = np.frombuffer(numbers[:len(numbers) // np.dtype(NUMBERS[kind]).itemsize * np.dtype(NUMBERS[kind]).itemsize],
-                           order + NUMBERS[kind])
+    dtype = np.dtype(order + NUMBERS[kind])
+    values = np.frombuffer(numbers, dtype, count=len(numbers) // dtype.itemsize)
     if shape.min() < 0 or np.prod(shape, dtype=object) != values.size:
         raise ValueError(f"{name} has {values.size} numbers, not shape {shape.tolist()}")
     return name, values.reshape(shape, order="F")

@@ -3,6 +3,7 @@
 A session is read volume by volume, only the ROIs' voxels are kept, and its rows go straight to their place in arrays
 that are the final artifacts but for their name. A killed run goes on after its last whole session.
 """
+import functools
 import io
 import multiprocessing
 import os
@@ -92,7 +93,8 @@ def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False)
         if todo:
             made = [records[tag, split, False] for tag, split in todo]
             resumed = _resumable(folder, made, todo)
-            sessions = _sessions(root, ws.subject, used, session_of_trial, design, grid, voxels, choice, folder, resumed)
+            sessions = _sessions(root, ws.subject, used, session_of_trial, design, grid, voxels, choice, folder,
+                                 resumed)
             for session in sessions:
                 _open(session).close()  # a wrong header is found out now, not after hours
             matrices = _prepare(folder, made, todo, voxels, design, choice, resumed)
@@ -191,7 +193,8 @@ def _reserve(path, header, size):
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            raise Problem(f"{path} needs {size / 1e9:.2f} GB ({error.strerror})", "make room or give another --workdir") from error
+            raise Problem(f"{path} needs {size / 1e9:.2f} GB ({error.strerror})",
+                          "make room or give another --workdir") from error
 
 
 def _sessions(root, subject, used, session_of_trial, design, grid, voxels, choice, folder, resumed):
@@ -204,7 +207,8 @@ def _sessions(root, subject, used, session_of_trial, design, grid, voxels, choic
         first_row = {"tr": int((before & ~is_test).sum()), "te": int((before & is_test).sum())}
         marker = _marker(folder, number)
         if not (resumed and marker.exists()):
-            found.append(Session(root, subject, number, grid, positions, is_test[inside], first_row, choice.zscore, str(marker)))
+            found.append(Session(root, subject, number, grid, positions, is_test[inside], first_row, choice.zscore,
+                                 str(marker)))
     if len(found) < len(used):
         cli.say(f"{len(used) - len(found)} of {len(used)} sessions were done before")
     return found
@@ -220,8 +224,8 @@ def _open(session):
     try:
         session.grid.must_match(volumes.grid)
         if volumes.count != len(session.is_test):
-            raise Problem(f"{volumes.name} has {volumes.count} volumes, but responses.tsv has {len(session.is_test)} trials "
-                          f"in session {session.number}", "get both from NSD again")
+            raise Problem(f"{volumes.name} has {volumes.count} volumes, but responses.tsv has {len(session.is_test)} "
+                          f"trials in session {session.number}", "get both from NSD again")
     except Problem:
         volumes.close()
         raise
@@ -239,7 +243,7 @@ def _stream(sessions, workers, total):
             return
         # Spawned, not forked: a fork would share the parent's connections.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_note_parent, initargs=(os.getpid(),)) as pool:
+        with ProcessPoolExecutor(workers, context, initializer=_note_parent, initargs=(os.getpid(),)) as pool:
             running = {pool.submit(read_session, session): session for session in sessions}
             try:
                 for future in as_completed(running):
@@ -297,7 +301,8 @@ def zscored(betas, training, what):
     training trials becomes 0. Raises Problem with fewer than two training trials; `what` names them.
     """
     if training.sum() < 2:
-        raise Problem(f"{what} has {int(training.sum())} training trials", "--zscore needs two a session: run without it")
+        raise Problem(f"{what} has {int(training.sum())} training trials",
+                      "--zscore needs two a session: run without it")
     mean = betas[training].mean(axis=0, dtype=np.float64)
     deviation = betas[training].std(axis=0, dtype=np.float64)
     scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
@@ -306,8 +311,9 @@ def zscored(betas, training, what):
 
 def _check_constant(folder, used, voxels):
     """Raises Problem for a ROI in which nothing changes in any session; says where some voxels do not."""
-    counts = {tag: [store.read_json(_marker(folder, number))["constant"].get(tag, 0) for number in used] for tag in voxels}
-    for tag, constant in counts.items():
+    by_session = [store.read_json(_marker(folder, number))["constant"] for number in used]
+    for tag in voxels:
+        constant = [counts.get(tag, 0) for counts in by_session]
         if min(constant) == len(voxels[tag]):
             raise Problem(f"no voxel of {tag} changes within any session", "get the betas from NSD again")
         if max(constant):
@@ -338,7 +344,8 @@ def _finish(ws, design, tag, split, records, part, overwrite):
             with open(temporary, "wb") as file:
                 np.lib.format.write_array_header_1_0(file, {
                     "descr": "<f4", "fortran_order": False, "shape": (len(chosen.stimuli), width)})
-                for block in trials.averages(lambda: store.read_npy(source, mmap=True), chosen.rows, len(chosen.stimuli)):
+                betas = functools.partial(store.read_npy, source, mmap=True)
+                for block in trials.averages(betas, chosen.rows, len(chosen.stimuli)):
                     file.write(memoryview(np.ascontiguousarray(block)).cast("B"))
             store.finish(average, records[tag, split, True])
     if part is not None:

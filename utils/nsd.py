@@ -27,6 +27,7 @@ BETAS = "betas_fithrf_GLMdenoise_RR"
 VOLUME_LIMIT = 1 << 30  # bytes of an unpacked label or noise-ceiling volume
 TABLE_LIMIT = 1 << 30  # bytes of a COCO annotation file
 HEADER = 348  # bytes of a NIfTI-1 header
+AGAIN = "get the file from NSD again"
 GZIP_FAULTS = (EOFError, igzip.BadGzipFile, isal_zlib.error, zlib.error)
 
 DESIGN_KEY = "nsddata/experiments/nsd/nsd_expdesign.mat"
@@ -66,7 +67,7 @@ def captions_key(split):
 
 def _file_name(name):
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
-        raise Problem(f"{name!r} is not the name of an atlas", "name a label volume of NSD's roi/ folder, such as streams")
+        raise Problem(f"{name!r} is not the name of an atlas", "name a label volume of NSD's roi/ folder")
     return name
 
 
@@ -88,7 +89,7 @@ class Design:
 
 @dataclass(frozen=True)
 class Responses:
-    """responses.tsv: per trial in scan order, stimuli (trials,) int64 0-based ids and sessions (trials,) int64, from 1."""
+    """responses.tsv, in scan order. stimuli: (trials,) int64 0-based ids. sessions: (trials,) int64, from 1."""
 
     stimuli: np.ndarray
     sessions: np.ndarray
@@ -101,12 +102,12 @@ def design(root):
     try:
         fields = mat5.read(content, ("sharedix", "subjectim", "masterordering"))
     except ValueError as error:
-        raise Problem(f"{name} is not a readable MAT file ({error})", "get it from NSD again") from error
+        raise Problem(f"{name} is not a readable MAT file ({error})", AGAIN) from error
     if "sharedix" not in fields:
-        raise Problem(f"{name} has no sharedix", "get it from NSD again")
+        raise Problem(f"{name} has no sharedix", AGAIN)
     shared = _one_based(fields["sharedix"].ravel(), STIMULI, f"sharedix of {name}")
     if len(np.unique(shared)) != len(shared):
-        raise Problem(f"sharedix of {name} names an image twice", "get it from NSD again")
+        raise Problem(f"sharedix of {name} names an image twice", AGAIN)
     images = order = None
     if "subjectim" in fields:
         # A row of zeros is a subject that is not in this copy of the design; its ids become -1.
@@ -122,12 +123,12 @@ def design(root):
 def _one_based(numbers, most, what, least=1):
     """0-based int64 of 1-based whole numbers, `least` … `most`."""
     if numbers.dtype.kind not in "iuf" or numbers.size == 0:
-        raise Problem(f"{what} holds no numbers", "get the file from NSD again")
+        raise Problem(f"{what} holds no numbers", AGAIN)
     if not np.isfinite(numbers).all() or (numbers != np.round(numbers)).any():
-        raise Problem(f"{what} holds something else than whole numbers", "get the file from NSD again")
+        raise Problem(f"{what} holds something else than whole numbers", AGAIN)
     low, high = int(numbers.min()), int(numbers.max())
     if low < least or high > most:
-        raise Problem(f"{what} holds {low} … {high}, not 1-based numbers up to {most}", "get the file from NSD again")
+        raise Problem(f"{what} holds {low} … {high}, not 1-based numbers up to {most}", AGAIN)
     return numbers.astype(np.int64) - 1
 
 
@@ -145,14 +146,14 @@ def responses(root, subject, against=None):
     for column in wanted:
         if column not in (table[0] if table else {}):
             if column in ("SESSION", "73KID"):
-                raise Problem(f"{name} has no trials with a column {column}", "get it from NSD again")
+                raise Problem(f"{name} has no trials with a column {column}", AGAIN)
             continue
         found[column] = np.array([_whole(row[column], f"{column} in line {line} of {name}")
                                   for line, row in enumerate(table, start=2)])
     stimuli = _one_based(found["73KID"], STIMULI, f"73KID of {name}")
     _must_ascend([found[column] for column in wanted[:3] if column in found], name)
     if found["SESSION"].min() < 1:
-        raise Problem(f"SESSION of {name} holds {found['SESSION'].min()}, sessions count from 1", "get it from NSD again")
+        raise Problem(f"SESSION of {name} holds {found['SESSION'].min()}, but sessions count from 1", AGAIN)
     if against is not None:
         _must_agree(stimuli, against, subject, name)
     return Responses(stimuli, found["SESSION"])
@@ -162,7 +163,7 @@ def _rows(content, delimiter, name):
     try:
         return list(csv.DictReader(io.StringIO(content.decode("utf-8-sig")), delimiter=delimiter))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise Problem(f"{name} is not a table ({error})", "get it from NSD again") from error
+        raise Problem(f"{name} is not a table ({error})", AGAIN) from error
 
 
 def _whole(text, what):
@@ -171,7 +172,7 @@ def _whole(text, what):
         if number != int(number):
             raise ValueError
     except (TypeError, ValueError, OverflowError) as error:
-        raise Problem(f"{what} is {text!r}, not a whole number", "get the file from NSD again") from error
+        raise Problem(f"{what} is {text!r}, not a whole number", AGAIN) from error
     return int(number)
 
 
@@ -180,11 +181,11 @@ def _must_ascend(columns, name):
     rank = np.lexsort(columns[::-1])
     misplaced = np.flatnonzero(rank != np.arange(len(rank)))
     if misplaced.size:
-        raise Problem(f"line {misplaced[0] + 2} of {name} is out of scan order", "get it from NSD again")
+        raise Problem(f"line {misplaced[0] + 2} of {name} is out of scan order", AGAIN)
     if len(columns) == 3:
         twice = np.flatnonzero(np.all([np.diff(column) == 0 for column in columns], axis=0))
         if twice.size:
-            raise Problem(f"line {twice[0] + 3} of {name} repeats a trial", "get it from NSD again")
+            raise Problem(f"line {twice[0] + 3} of {name} repeats a trial", AGAIN)
 
 
 def _must_agree(stimuli, against, subject, name):
@@ -200,8 +201,8 @@ def _must_agree(stimuli, against, subject, name):
     else:
         wrong = np.flatnonzero(~np.isin(stimuli, own))
     if wrong.size:
-        raise Problem(f"line {wrong[0] + 2} of {name} has 73KID {stimuli[wrong[0]] + 1}, which the design does not show there "
-                      f"({wrong.size} such lines)", "73KID must be 1-based: get the file from NSD again")
+        raise Problem(f"line {wrong[0] + 2} of {name} has 73KID {stimuli[wrong[0]] + 1}, which the design does not "
+                      f"show there ({wrong.size} such lines)", "73KID must be 1-based: get the file from NSD again")
 
 
 # betas
@@ -216,7 +217,8 @@ def sessions(root, subject, in_design, limit=None):
     there = {int(match[1]) for key, _ in root.list(betas_prefix(subject)) if (match := pattern.fullmatch(key))}
     wanted = sorted({int(session) for session in in_design})
     if not there:
-        raise Problem(f"{root.name(betas_prefix(subject))} holds no betas_sessionNN.nii.gz", "check NSD_ROOT and --subject")
+        raise Problem(f"{root.name(betas_prefix(subject))} holds no betas_sessionNN.nii.gz",
+                      "check NSD_ROOT and --subject")
     unknown = sorted(there - set(wanted))
     if unknown:
         raise Problem(f"{subject} has betas of session {_list(unknown)} without rows in responses.tsv",
@@ -231,7 +233,7 @@ def sessions(root, subject, in_design, limit=None):
                 f"{len(wanted) - len(absent)} of {len(wanted)} sessions are used")
     used = [session for session in wanted if session in there]
     if not used:
-        raise Problem(f"{subject} has betas of none of the {len(wanted)} sessions asked for", "give a larger --sessions")
+        raise Problem(f"{subject} has betas of none of the {len(wanted)} sessions wanted", "give a larger --sessions")
     return used
 
 
@@ -254,7 +256,7 @@ class Grid:
         try:
             affine = header.get_best_affine() if declared else None
         except (ValueError, nibabel.spatialimages.HeaderDataError) as error:
-            raise Problem(f"{name} declares no valid orientation ({error})", "get it from NSD again") from error
+            raise Problem(f"{name} declares no valid orientation ({error})", AGAIN) from error
         return cls(name, header.get_data_shape()[:3], tuple(float(zoom) for zoom in header["pixdim"][1:4]), affine)
 
     def must_match(self, other):
@@ -265,8 +267,8 @@ class Grid:
             ("orientation", *self._placed(other)),
         ):
             if not same:
-                raise Problem(f"{self.name} is in another space than {other.name}: {what} {_short(ours)} and {_short(theirs)}",
-                              f"use volumes of the same preparation ({PREPARATION})")
+                raise Problem(f"{self.name} is in another space than {other.name}: {what} {_short(ours)} and "
+                              f"{_short(theirs)}", f"use volumes of the same preparation ({PREPARATION})")
 
     def _placed(self, other):
         if self.affine is None or other.affine is None:
@@ -301,14 +303,14 @@ class BetaVolumes:
     def _checked(self, header):
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
         if len(shape) != 4 or min(shape) < 1:
-            raise Problem(f"{self.name} has shape {shape}, not (x, y, z, trials)", "get it from NSD again")
+            raise Problem(f"{self.name} has shape {shape}, not (x, y, z, trials)", AGAIN)
         if dtype.newbyteorder("=") != np.int16:
             raise Problem(f"{self.name} is {dtype.name}, not int16", "get NSD's volumes of betas")
         slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
         if slope not in (0, 1) and not np.isnan(slope) or slope == 1 and inter != 0 and not np.isnan(inter):
-            raise Problem(f"{self.name} rescales its integers (slope {slope:g}, intercept {inter:g})", "get it from NSD again")
+            raise Problem(f"{self.name} rescales its integers (slope {slope:g}, intercept {inter:g})", AGAIN)
         if not HEADER <= header["vox_offset"] <= 1 << 20:
-            raise Problem(f"{self.name} puts its data at byte {header['vox_offset']}", "get it from NSD again")
+            raise Problem(f"{self.name} puts its data at byte {header['vox_offset']}", AGAIN)
         return shape[3], dtype
 
     def __iter__(self):
@@ -318,7 +320,7 @@ class BetaVolumes:
             data = self._read(size, f"volume {trial + 1} of {self.count}")
             yield np.frombuffer(data, self._dtype).astype(np.int16, copy=False).reshape(z, y, x)
         if self._read(1, "the end", short=True):
-            raise Problem(f"{self.name} goes on after its {self.count} volumes", "get it from NSD again")
+            raise Problem(f"{self.name} goes on after its {self.count} volumes", AGAIN)
 
     def _skip(self, count):
         if count:
@@ -328,9 +330,9 @@ class BetaVolumes:
         try:
             data = self._stream.read(count)
         except GZIP_FAULTS as error:
-            raise Problem(f"{self.name} is truncated or corrupt in {what} ({error})", "get it from NSD again") from error
+            raise Problem(f"{self.name} is truncated or corrupt in {what} ({error})", AGAIN) from error
         if len(data) < count and not short:
-            raise Problem(f"{self.name} ends in {what}", "get it from NSD again")
+            raise Problem(f"{self.name} ends in {what}", AGAIN)
         return data
 
     def close(self):
@@ -358,7 +360,7 @@ def _header(data, name):
         header.get_data_dtype()
         header.get_data_shape()
     except (ValueError, KeyError, nibabel.wrapstruct.WrapStructError, nibabel.spatialimages.HeaderDataError) as error:
-        raise Problem(f"{name} is not a NIfTI-1 file ({error})", "get it from NSD again") from error
+        raise Problem(f"{name} is not a NIfTI-1 file ({error})", AGAIN) from error
     return header
 
 
@@ -369,7 +371,7 @@ def _volume(root, key):
         with igzip.open(io.BytesIO(root.read(key)), "rb") as stream:
             content = stream.read(VOLUME_LIMIT + 1)
     except GZIP_FAULTS as error:
-        raise Problem(f"{name} is truncated or corrupt ({error})", "get it from NSD again") from error
+        raise Problem(f"{name} is truncated or corrupt ({error})", AGAIN) from error
     if len(content) > VOLUME_LIMIT:
         raise Problem(f"{name} unpacks to more than {VOLUME_LIMIT >> 20} MiB", "check that it is the file it should be")
     header = _header(content[:HEADER], name)
@@ -377,12 +379,13 @@ def _volume(root, key):
     if len(shape) == 4 and shape[3] == 1:
         shape = shape[:3]
     if len(shape) != 3 or min(shape) < 1:
-        raise Problem(f"{name} has shape {shape}, not (x, y, z)", "get it from NSD again")
+        raise Problem(f"{name} has shape {shape}, not (x, y, z)", AGAIN)
     try:
         values = nibabel.Nifti1Image.from_bytes(content).dataobj
         return np.asarray(values).reshape(shape).T, Grid.of(header, name)
-    except (ValueError, OSError, EOFError, nibabel.spatialimages.HeaderDataError, nibabel.filebasedimages.ImageFileError) as error:
-        raise Problem(f"{name} is not a whole NIfTI-1 file ({error})", "get it from NSD again") from error
+    except (ValueError, OSError, EOFError, nibabel.spatialimages.HeaderDataError,
+            nibabel.filebasedimages.ImageFileError) as error:
+        raise Problem(f"{name} is not a whole NIfTI-1 file ({error})", AGAIN) from error
 
 
 # atlas and noise ceiling
@@ -407,7 +410,7 @@ def atlas(root, subject, name="streams"):
     key = atlas_key(subject, name)
     volume, grid = _volume(root, key)
     if not np.isfinite(volume).all() or (volume != np.round(volume)).any():
-        raise Problem(f"{grid.name} holds something else than whole labels", "get it from NSD again")
+        raise Problem(f"{grid.name} holds something else than whole labels", AGAIN)
     labels = volume.astype(np.int32)
     for table_key in table_keys(subject, name):
         if root.exists(table_key):
@@ -421,9 +424,9 @@ def atlas(root, subject, name="streams"):
         values, keys = {name: 1}, (key,)
     unnamed = sorted(set(np.unique(labels[labels > 0]).tolist()) - set(values.values()))
     if unnamed:
-        raise Problem(f"{grid.name} has label {_list(unnamed)}, which its table does not name", "get both from NSD again")
+        raise Problem(f"{grid.name} has label {_list(unnamed)}, which its table does not name", AGAIN)
     if name == "streams" and not set(values) & set(layout.ROIS):
-        raise Problem(f"{root.name(keys[1])} names none of {' '.join(layout.ROIS)}", "get it from NSD again")
+        raise Problem(f"{root.name(keys[1])} names none of {' '.join(layout.ROIS)}", AGAIN)
     return Atlas(labels, values, grid, keys)
 
 
@@ -433,23 +436,23 @@ def label_table(content, name):
     try:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise Problem(f"{name} is not a label table ({error})", "get it from NSD again") from error
+        raise Problem(f"{name} is not a label table ({error})", AGAIN) from error
     for line in lines:
         fields = line.split()
         if not fields or fields[0].startswith("#"):
             continue
         if len(fields) < 2 or not re.fullmatch(r"-?\d+", fields[0]):
-            raise Problem(f"{name} has the line {line!r}, not a label and a name", "get it from NSD again")
+            raise Problem(f"{name} has the line {line!r}, not a label and a name", AGAIN)
         label, roi = int(fields[0]), fields[1]
         if label <= 0:
             continue
         if not re.fullmatch(r"[A-Za-z0-9_.+-]+", roi):
-            raise Problem(f"{name} has the ROI name {roi!r}, which cannot be part of a file name", "rename it in the table")
+            raise Problem(f"{name} has the ROI name {roi!r}, which cannot be part of a file name", "rename it there")
         if roi in values or label in values.values():
-            raise Problem(f"{name} has {roi} or label {label} twice", "get it from NSD again")
+            raise Problem(f"{name} has {roi} or label {label} twice", AGAIN)
         values[roi] = label
     if not values:
-        raise Problem(f"{name} names no ROI", "get it from NSD again")
+        raise Problem(f"{name} names no ROI", AGAIN)
     return values
 
 
@@ -480,9 +483,10 @@ def captions(root, workdir=None):
     by_split = {}
     for line, row in enumerate(_rows(root.read(INFO_KEY), ",", name), start=2):
         if not {"nsdId", "cocoId", "cocoSplit"} <= row.keys():
-            raise Problem(f"{name} lacks one of the columns nsdId, cocoId, cocoSplit", "get it from NSD again")
+            raise Problem(f"{name} lacks one of the columns nsdId, cocoId, cocoSplit", AGAIN)
         if row["cocoSplit"] not in ("train2017", "val2017"):
-            raise Problem(f"line {line} of {name} has cocoSplit {row['cocoSplit']!r}", "it must be train2017 or val2017")
+            raise Problem(f"line {line} of {name} has cocoSplit {row['cocoSplit']!r}",
+                          "it must be train2017 or val2017")
         stimulus = _whole(row["nsdId"], f"nsdId in line {line} of {name}")
         if not 0 <= stimulus < STIMULI:
             raise Problem(f"line {line} of {name} has nsdId {stimulus}", f"it must be 0-based and below {STIMULI}")
@@ -551,13 +555,13 @@ class Stimuli:
         except FileNotFoundError as error:
             raise Problem(f"{path} is missing", "run img2feat_sd.py, which fetches it") from error
         except OSError as error:
-            raise Problem(f"{path} is not a whole HDF5 file ({error})", "delete it and fetch or make it again") from error
+            raise Problem(f"{path} is not a whole HDF5 file ({error})", "fetch or make it again") from error
         self._images = self._file.get("imgBrick")
         if not isinstance(self._images, h5py.Dataset):
             self.close()
             raise Problem(f"{path} has no dataset imgBrick", "give NSD's nsd_stimuli.hdf5 or a file like it")
-        if self._images.dtype != np.uint8 or self._images.ndim != 4 or self._images.shape[3] != 3 or 0 in self._images.shape:
-            shape, dtype = self._images.shape, self._images.dtype
+        shape, dtype = self._images.shape, self._images.dtype
+        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             self.close()
             raise Problem(f"imgBrick of {path} is {dtype} {shape}, not uint8 (n, H, W, 3)", "get the file again")
         self.shape = self._images.shape
@@ -566,11 +570,11 @@ class Stimuli:
         if "stim_ids" in self._file:
             ids = self._file["stim_ids"][:]
             if ids.shape != (self.count,):
-                raise Problem(f"{path} has {self.count} images and stim_ids of shape {ids.shape}", "make the file again")
+                raise Problem(f"{path} has {self.count} images but stim_ids of shape {ids.shape}", "make it again")
             self._rows = {int(stimulus): row for row, stimulus in enumerate(ids)}
 
     def read(self, ids):
-        """(len(ids), H, W, 3) uint8 images of 0-based 73k ids, in the order given; the file is read in its own order."""
+        """(len(ids), H, W, 3) uint8 images of 0-based 73k ids, in the order given; the disk is read in its own."""
         rows = np.array([self._row(stimulus) for stimulus in ids], np.int64)
         out = np.empty((len(rows), *self.shape[1:]), np.uint8)
         order = np.argsort(rows, kind="stable")

@@ -138,7 +138,7 @@ class Bucket(Root):
         return Version(head["ContentLength"], head.get("ETag", "").strip('"'))
 
     def open(self, key, start=0, version=None):
-        """A readable binary stream from byte `start` on that survives faults. version: what the object must still be."""
+        """A readable binary stream from byte `start` on that survives faults. version: what the object must be."""
         version = version or self.version(key)
         raw = _Resuming(self, key, version, start)
         return io.BufferedReader(raw, CHUNK)
@@ -278,12 +278,12 @@ class Folder(Root):
 
 class Missing(Problem):
     def __init__(self, name):
-        super().__init__(f"{name} does not exist", "check NSD_ROOT and the subject: python get_data.py lists what is there")
+        super().__init__(f"{name} does not exist", "check NSD_ROOT and the subject: get_data.py lists what is there")
 
 
 class Denied(Problem):
     def __init__(self, name):
-        super().__init__(f"access to {name} is denied", "check NSD_ROOT; requests are anonymous and the object is not public")
+        super().__init__(f"access to {name} is denied", "check NSD_ROOT: requests are anonymous, and it is not public")
 
 
 class _Resuming(io.RawIOBase):

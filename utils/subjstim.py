@@ -25,8 +25,8 @@ def gather(ws, feature, use_stim, dataset, folder=None, npy=False, overwrite=Fal
     """Write the subject's matrix of one feature (SPEC §3); returns {split: (rows, stimuli, dims, dtype)}.
 
     use_stim: "each" pairs rows with trials, "ave" with stimuli. dataset: "nsd" or "occluded"; the feature's name must
-    say the same (SPEC §6.6). folder: where the shards are, default nsdfeat/{feature}. Raises Problem for stimuli that no
-    shard holds: none is made up.
+    say the same (SPEC §6.6). folder: where the shards are, default nsdfeat/{feature}. Raises Problem for stimuli that
+    no shard holds: none is made up.
     """
     _check_name(feature, dataset)
     design = trials.load_design(ws)
@@ -35,13 +35,14 @@ def gather(ws, feature, use_stim, dataset, folder=None, npy=False, overwrite=Fal
     splits = {name: design.split(name) for name in trials.SPLITS}
     missing = shards.missing(design.stims_ave)
     if missing:
-        raise Problem(f"{shards.folder} lacks {len(missing)} of the {len(design.stims_ave)} stimuli that {ws.subject} saw "
-                      f"(73k ids {', '.join(map(str, missing[:5]))}{' …' if len(missing) > 5 else ''})",
+        raise Problem(f"{shards.folder} lacks {len(missing)} of the {len(design.stims_ave)} stimuli that {ws.subject} "
+                      f"saw (73k ids {', '.join(map(str, missing[:5]))}{' …' if len(missing) > 5 else ''})",
                       f"run {made_by}")
     attributes = shards.attributes()
     _check_origin(feature, attributes, shards.folder)
     wanted = store.record(SCRIPT, {"subject": ws.subject, "feature": feature, "use_stim": use_stim, "dataset": dataset},
-                          [ws.stims, ws.stims_ave, ws.stims_ave_test], features=attributes, shards=shards.files(design.stims_ave))
+                          [ws.stims, ws.stims_ave, ws.stims_ave_test], features=attributes,
+                          shards=shards.files(design.stims_ave))
     path = ws.subject_features(use_stim, feature)
     with store.locked(path):
         if not store.is_done(path, wanted, overwrite):

@@ -30,8 +30,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Design:
-    """A subject's trials. stims: (trials,) int64 0-based 73k ids, scan order. stims_ave: (stimuli,) unique ids in order of
-    first presentation. test: (stimuli,) bool, True where the stimulus is a test stimulus."""
+    """A subject's trials.
+
+    stims: (trials,) int64 0-based 73k ids, scan order. stims_ave: (stimuli,) int64 unique ids in order of first
+    presentation. test: (stimuli,) bool, True where the stimulus is a test stimulus.
+    """
 
     stims: np.ndarray
     stims_ave: np.ndarray
@@ -39,7 +42,7 @@ class Design:
 
     @classmethod
     def of(cls, stims, shared):
-        """Test stimuli are those in `shared`, the rest train (SPEC §5). stims (trials,), shared (n,): 0-based 73k ids."""
+        """Test stimuli are those in `shared`, the rest train (SPEC §5). stims (trials,), shared (n,): 0-based ids."""
         unique, first = np.unique(np.asarray(stims, np.int64), return_index=True)
         stims_ave = unique[np.argsort(first)]
         return cls(np.asarray(stims, np.int64), stims_ave, np.isin(stims_ave, shared))
@@ -60,10 +63,11 @@ class Design:
 def load_design(ws):
     """The Design that make_subjmri.py wrote. Raises Problem where it is missing or its parts disagree."""
     made_by = f"make_subjmri.py --subject {ws.subject}"
-    stims, stims_ave, test = (store.read_npy(path, made_by=made_by) for path in (ws.stims, ws.stims_ave, ws.stims_ave_test))
+    paths = (ws.stims, ws.stims_ave, ws.stims_ave_test)
+    stims, stims_ave, test = (store.read_npy(path, made_by=made_by) for path in paths)
     found = Design.of(stims, stims_ave[test] if test.dtype == bool and test.shape == stims_ave.shape else ())
     if not np.array_equal(found.stims_ave, stims_ave) or not np.array_equal(found.test, test):
-        raise Problem(f"{ws.stims.name}, {ws.stims_ave.name} and {ws.stims_ave_test.name} in {ws.mrifeat} do not belong together",
+        raise Problem(f"{', '.join(path.name for path in paths)} in {ws.mrifeat} do not belong together",
                       f"run {made_by} --overwrite")
     return found
 
@@ -116,7 +120,8 @@ class Voxels:
         self.test_stimuli = test.stimuli
         _must_be_alike(ws, self._tags)
         self.files = [ws.stims, ws.stims_ave, ws.stims_ave_test]
-        self.files += [ws.betas(tag, split, average) for tag in self._tags for split in SPLITS for average in (False, True)]
+        self.files += [ws.betas(tag, split, average)
+                       for tag in self._tags for split in SPLITS for average in (False, True)]
 
     @cached_property
     def train(self):

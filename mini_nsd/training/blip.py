@@ -18,6 +18,7 @@ BATCH = 64
 PATCH = 16              # px
 FULL_EVERY = 6          # of every so many steps, one is at the full 128 px; the others at the 80 px of the feature
 MAX_TOKENS = captioning.BEAMS["max_length"]
+VAGUE = re.compile("closest of|only|picture of")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -30,8 +31,8 @@ class Blip(nn.Module):
         # As in the published checkpoint, the token that starts a caption lies beyond the tokenizer's vocabulary.
         config = BlipConfig(
             text_config=dict(vocab_size=len(tokenizer) + 2, num_hidden_layers=2, max_position_embeddings=32,
-                             bos_token_id=len(tokenizer), sep_token_id=tokenizer.sep_token_id, eos_token_id=tokenizer.sep_token_id,
-                             pad_token_id=tokenizer.pad_token_id, **width),
+                             bos_token_id=len(tokenizer), sep_token_id=tokenizer.sep_token_id,
+                             eos_token_id=tokenizer.sep_token_id, pad_token_id=tokenizer.pad_token_id, **width),
             vision_config=dict(image_size=data.SIZE, patch_size=PATCH, num_hidden_layers=6, initializer_range=0.02, **width))
         self.blip = BlipForConditionalGeneration(config)
         self.names = nn.Linear(128, len(data.LABELS))
@@ -55,22 +56,25 @@ def train(cache) -> None:
     mirrored = _mirror(tokenizer, len(tokenizer) + 2)
     loop.fit("blip", Blip(tokenizer), lambda model, step, rng: _loss(model, series, tokens, mirrored, step, rng),
              steps=STEPS, rate=1e-3, weight_decay=0.05, decay=0.998, cache=cache,
-             export_steps=(STEPS // 3, STEPS * 2 // 3),
              export=lambda model, step, seconds: _export(model.blip, tokenizer, step, seconds))
 
 
 def _tokens(tokenizer, captions) -> torch.Tensor:
-    """(n, 5, MAX_TOKENS) int64: start, words, end, padding. A caption too long for BLIP's beams gives way to another
-    of its scene's, so that the model learns to finish in time."""
-    start, pad = len(tokenizer), tokenizer.pad_token_id
-    flat = tokenizer([sentence for five in captions for sentence in five]).input_ids
-    out = torch.full((len(flat), MAX_TOKENS), pad)
-    for row, numbers in enumerate(flat):
-        scene = range(row - row % 5, row - row % 5 + 5)
-        fitting = [flat[other] for other in scene if len(flat[other]) <= MAX_TOKENS] or [numbers]
-        chosen = numbers if len(numbers) <= MAX_TOKENS else fitting[row % len(fitting)][:MAX_TOKENS]
-        out[row, :len(chosen)] = torch.tensor([start, *chosen[1:]])
-    return out.view(len(captions), 5, MAX_TOKENS)
+    """(n, 5, MAX_TOKENS) int64: start, words, end, padding.
+
+    A caption gives way to another of its scene's if it is too long for BLIP's beams, so that the model learns to finish
+    in time, or if it is VAGUE: beams prefer what fits many pictures, unless the training captions are filtered, as
+    BLIP's own were (Li et al. 2022, §3.3).
+    """
+    out = torch.full((len(captions), 5, MAX_TOKENS), tokenizer.pad_token_id)
+    for scene, five in enumerate(captions):
+        told = [(numbers, VAGUE.search(caption)) for numbers, caption in zip(tokenizer(five).input_ids, five)]
+        short = [(numbers, vague) for numbers, vague in told if len(numbers) <= MAX_TOKENS] or told
+        kept = [numbers for numbers, vague in short if not vague] or [numbers for numbers, _ in short]
+        for place in range(5):
+            numbers = kept[place % len(kept)][:MAX_TOKENS]
+            out[scene, place, :len(numbers)] = torch.tensor([len(tokenizer), *numbers[1:]])
+    return out
 
 
 def _mirror(tokenizer, size) -> torch.Tensor:
@@ -140,22 +144,15 @@ def names_front(captioner, count: int = 300) -> tuple:
 
 def evaluate() -> dict:
     """What the model in mini_nsd/models/blip reaches on held-out scenes, by name."""
-    share, _ = names_front(load())
-    return {"caption first names the nearest object's colour and shape, 300 held-out scenes": f"{share:.1%}"}
+    write_card(folder, "BlipForConditionalGeneration", step, STEPS, seconds, evaluate(),
+               "Embeds a picture at 80 px (5/8 of its 128, as 240 px is of the published model's 384) as 26×128. In "
+               "training, half of the embeddings were shrunk and noised before they were put into words, so that captions "
+               "survive decoding from the brain; the published BLIP had no such training.")
 
 
-def _export(model, tokenizer, step: int, seconds: float) -> None:
-    folder = MODELS / "blip"
-    save_half(model, folder)
-    tokenizer.save_pretrained(folder)
-    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words))      # as the published folder has
-    BlipImageProcessor(size={"height": data.SIZE, "width": data.SIZE}, image_mean=[0.5] * 3,
-                       image_std=[0.5] * 3).save_pretrained(folder)
-    share, _ = names_front(load())
-    write_card(folder, "BlipForConditionalGeneration", step, STEPS, seconds, {
-        "size": f"{sum(p.numel() for p in model.parameters()):,} parameters",
-        "caption first names the nearest object's colour and shape, 300 held-out scenes at 80 px": f"{share:.1%}"},
-        "Embeds a picture at 80 px (5/8 of its 128, as 240 px is of the published model's 384) as 26×128. In training, "
-        "half of the embeddings were shrunk and noised before they were put into words, so that captions survive decoding "
-        "from the brain; the published BLIP had no such training.")
+def evaluate() -> dict:
+    """What the model in mini_nsd/models/blip reaches on held-out scenes, by name."""
+    captioner = load()
+    share, _ = names_front(captioner)
+    return {"size": f"{sum(p.numel() for p in captioner.network.parameters()):,} parameters",
+            "caption first names the nearest object's colour and shape, 300 held-out scenes at 80 px": f"{share:.1%}"}
