@@ -1,55 +1,98 @@
 """The order of the stages, and the command of each (SPEC §2)."""
-from utils import layout, reconstruction
+from utils import decoded, depth, icnn, layout, reconstruction
 
-ALL_ROIS = ["early", "ventral", "midventral", "midlateral", "lateral", "parietal"]  # SPEC §2b
 CONTROL_SEED = 0
+# What each method needs beside the cvpr method's features, in order; a method needs what the ones before it need.
+NEEDS = {"cvpr": ["sd"], "text": ["sd", "captions"], "gan": ["captions", "gan"], "depth": ["captions", "gan", "depth"]}
 
 
 def plan(args):
     """The commands, each a list of strings, that produce what the arguments of run_pipeline.py ask for."""
     common = ["--workdir", str(args.workdir)] + (["--overwrite"] if args.overwrite else []) \
         + (["--debug"] if args.debug else [])
-    subject = ["--subject", args.subject]
-    gpu = ["--gpu", str(args.gpu)]
-    steps = [["make_subjmri.py", *subject], ["img2feat_sd.py"]]
+    steps = [["make_subjmri.py", "--subject", args.subject], ["img2feat_sd.py"]]
     if "occluded" in args.datasets:
         steps.append(["generate_occluded_images.py", "--seed", str(args.seed)])
+    needs = {need for method in args.methods for need in NEEDS[method]} | ({"sd"} if args.controls else set())
     for dataset in args.datasets:
-        steps += features(dataset, subject, gpu)
-    for dataset in args.datasets:
+        named = Commands(args, dataset)
+        for need, commands in (("sd", named.sd), ("captions", named.captions), ("gan", named.gan), ("depth", named.depth)):
+            if need in needs:
+                steps += commands()
         for method in args.methods:
-            steps += evaluated(["--method", method], dataset, args, subject, gpu)
+            steps += named.evaluated("--method", method)
     if args.controls:
-        shuffled = ["--shuffle_trials", str(CONTROL_SEED)]
-        for target in ("init_latent", "c"):
-            steps.append(["ridge.py", *subject, *gpu, "--target", target, "--roi", reconstruction.ROI_OF[target], *shuffled])
-        for control in (["--true_features"], shuffled):
-            steps += evaluated(["--method", "cvpr", *control], "nsd", args, subject, gpu)
-    steps.append(["make_figures.py", *subject])
+        named, shuffled = Commands(args, "nsd"), ("--shuffle_trials", str(CONTROL_SEED))
+        for target, roi in reconstruction.ROI_OF.items():
+            steps.append(named.fit([target], [roi]) + [*shuffled])
+        for control in (("--true_features",), shuffled):
+            steps += named.evaluated("--method", "cvpr", *control)
+    steps.append(["make_figures.py", "--subject", args.subject])
     return [step + common for step in steps]
 
 
-def features(dataset, subject, gpu):
-    """Extract and decode what the cvpr method needs."""
-    occluded = dataset == "occluded"
-    extract, pair, fit = (("img2feat_sd1_occlusion.py", "make_subjstim_occluded.py", "ridge_occlusion.py") if occluded
-                          else ("img2feat_sd1_parallel.py", "make_subjstim.py", "ridge.py"))
-    steps = [[extract, *subject, *gpu]]
-    targets = {layout.of_dataset(name, dataset): roi for name, roi in reconstruction.ROI_OF.items()}
-    steps += [[pair, "--featname", target, "--use_stim", "each", *subject] for target in targets]
-    return steps + [[fit, *subject, *gpu, "--target", target, "--roi", roi] for target, roi in targets.items()]
+class Commands:
+    """The stages of one dataset, whole or occluded, as commands."""
 
+    def __init__(self, args, dataset):
+        self.args, self.dataset, self.occluded = args, dataset, dataset == "occluded"
+        self.subject, self.gpu = ["--subject", args.subject], ["--gpu", str(args.gpu)]
+        self.images = ["--imgidx", *map(str, args.imgidx)] if args.imgidx else []
+        self.flag = ["--dataset", "occluded"] if self.occluded else []
 
-def evaluated(run, dataset, args, subject, gpu):
-    """Reconstruct, extract the evaluation's features, and identify."""
-    sampling = ["--seed", str(args.seed)]
-    for name in ("n_samples", "steps", "scheduler"):
-        if getattr(args, name) is not None:
-            sampling += [f"--{name}", str(getattr(args, name))]
-    if args.imgidx:
-        sampling += ["--imgidx", *map(str, args.imgidx)]
-    decode, judge, identify = (
-        ("diffusion_decoding_occluded.py", "img2feat_decoded_occlusion.py", "identification_occluded.py")
-        if dataset == "occluded" else ("diffusion_decoding.py", "img2feat_decoded.py", "identification.py"))
-    return [[decode, *subject, *gpu, *run, *sampling], [judge, *subject, *gpu, *run],
-            [identify, *subject, *run, "--usefeat", *layout.EVALUATION_FEATURES]]
+    def _script(self, whole, twin):
+        return twin if self.occluded else whole
+
+    def _names(self, features):
+        return [layout.of_dataset(feature, self.dataset) for feature in features]
+
+    def extract(self, whole, twin, *flags):
+        return [self._script(whole, twin), *self.subject, *self.gpu, *flags]
+
+    def pair(self, feature, use_stim):
+        script = self._script("make_subjstim.py", "make_subjstim_occluded.py")
+        return [script, "--featname", *self._names([feature]), "--use_stim", use_stim, *self.subject]
+
+    def fit(self, targets, rois):
+        script = self._script("ridge.py", "ridge_occlusion.py")
+        return [script, *self.subject, *self.gpu, "--target", *self._names(targets), "--roi", *rois]
+
+    def sd(self):
+        """Extract and decode the features of the cvpr method."""
+        targets = reconstruction.ROI_OF
+        return [self.extract("img2feat_sd1_parallel.py", "img2feat_sd1_occlusion.py"),
+                *(self.pair(target, "each") for target in targets),
+                *(self.fit([target], [roi]) for target, roi in targets.items())]
+
+    def captions(self):
+        """Decode BLIP's embedding, and caption the test images from it."""
+        return [self.extract("img2feat_blip.py", "img2feat_blip_occlusion.py", "--skip_captions"),
+                self.pair("blip", "ave"), self.fit(["blip"], decoded.ROIS),
+                [self._script("decode_captions.py", "decode_captions_occluded.py"), *self.subject, *self.gpu]]
+
+    def gan(self):
+        """Decode VGG19's layers, and invert them to an image."""
+        return [self.extract("make_vgg19bdpy.py", "make_vgg19bdpy_occlusion.py"),
+                ["make_subjstim_vgg19.py", "--layer", "all", *self.subject, *self.flag],
+                self.fit(icnn.LAYERS, decoded.ROIS),
+                ["make_vgg19fromdecode.py", *self.subject, *self.flag],
+                ["recon_icnn_image_vgg19_dgn_relu7gen_gd.py", *self.subject, *self.gpu, *self.flag, *self.images,
+                 "--seed", str(self.args.seed)]]
+
+    def depth(self):
+        """Decode DPT's hidden states, and turn them into depth maps."""
+        return [["img2feat_dpt.py", *self.subject, *self.gpu, *self.flag],
+                *(self.pair(name, "ave") for name in depth.NAMES), self.fit(depth.NAMES, decoded.ROIS),
+                ["dptemb2dpt.py", *self.subject, *self.gpu, *self.flag, *self.images]]
+
+    def evaluated(self, *run):
+        """Reconstruct, extract the evaluation's features, and identify."""
+        sampling = ["--seed", str(self.args.seed), *self.images]
+        for name in ("n_samples", "steps", "scheduler"):
+            if getattr(self.args, name) is not None:
+                sampling += [f"--{name}", str(getattr(self.args, name))]
+        return [
+            self.extract("diffusion_decoding.py", "diffusion_decoding_occluded.py", *run, *sampling),
+            self.extract("img2feat_decoded.py", "img2feat_decoded_occlusion.py", *run),
+            [self._script("identification.py", "identification_occluded.py"), *self.subject, *run,
+             "--usefeat", *layout.EVALUATION_FEATURES]]
