@@ -14,13 +14,17 @@ def main(argv=None):
     cli.add_imgidx(parser, "the test images")
     cli.add_gpu(parser)
     cli.add_seed(parser)
-    parser.add_argument("--dataset", choices=layout.DATASETS, default="nsd", help="whole or occluded images (default: nsd)")
+    parser.add_argument("--dataset", choices=layout.DATASETS, default="nsd",
+                        help="whole or occluded images (default: nsd)")
     parser.add_argument("--occluded_path", metavar="HDF5", help="occluded images (default: nsd_stimuli_occluded.hdf5)")
     parser.add_argument("--true_features", action="store_true",
                         help="the recovery check: invert what make_vgg19fromdecode.py --true_features wrote")
     parser.add_argument("--shuffle_trials", type=int, metavar="SEED",
                         help="the control: invert what make_vgg19fromdecode.py --shuffle_trials SEED wrote")
     parser.add_argument("--n_iter", type=int, default=icnn.N_ITER, metavar="N", help="iterations (default: 200)")
+    parser.add_argument("--levels", choices=["auto", "stretch", "clip"], default="auto",
+                        help="stretch each picture's range to 0–255 as the cookbook does, or clip it to 0–255 "
+                        "(default: auto, stretch for the published generator, clip for one that says so)")
     parser.add_argument("--batch_size", default="auto", help="pictures inverted at once, or auto (default)")
     args = cli.parse(parser, argv)
     if args.n_iter < 1:

@@ -29,8 +29,8 @@ def untrained():
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a red blue ball cube on the grass".split()]
     width = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2)
     config = BlipConfig(
-        text_config=dict(vocab_size=len(words) + 2, num_hidden_layers=2, max_position_embeddings=32, bos_token_id=len(words),
-                         sep_token_id=3, eos_token_id=3, pad_token_id=0, initializer_range=0.5, **width),
+        text_config=dict(vocab_size=len(words) + 2, num_hidden_layers=2, max_position_embeddings=32,
+                         bos_token_id=len(words), sep_token_id=3, eos_token_id=3, pad_token_id=0, initializer_range=0.5, **width),
         vision_config=dict(image_size=128, patch_size=16, num_hidden_layers=2, initializer_range=0.5, **width))
     return captioning.Captioner(BlipForConditionalGeneration(config).eval(),
                                 BertTokenizer(vocab={word: number for number, word in enumerate(words)}),
@@ -80,7 +80,8 @@ def test_published_blip_is_fed_240_px_and_gives_226_by_768():
 
 
 def test_pixels_are_prepared_as_the_image_processor_does(untrained, stimuli):
-    expected = untrained.processor(images=list(stimuli), size={"height": 80, "width": 80}, return_tensors="pt").pixel_values
+    expected = untrained.processor(images=list(stimuli), size={"height": 80, "width": 80},
+                                   return_tensors="pt").pixel_values
     level = 1 / 255 / min(untrained.processor.image_std)  # the two resize to 8 bits with other rounding
     assert (untrained.prepare(stimuli) - expected).abs().max() <= 1.01 * level
 

@@ -26,7 +26,8 @@ def estimator():
     torch.manual_seed(5)
     network = DPTForDepthEstimation(DPTConfig(
         hidden_size=32, num_hidden_layers=7, num_attention_heads=2, intermediate_size=64, image_size=64, patch_size=16,
-        backbone_out_indices=[0, 2, 3, 6], neck_hidden_sizes=[8, 8, 16, 16], fusion_hidden_size=16, initializer_range=0.2))
+        backbone_out_indices=[0, 2, 3, 6], neck_hidden_sizes=[8, 8, 16, 16],
+        fusion_hidden_size=16, initializer_range=0.2))
     torch.nn.init.constant_(network.head.head[4].bias, 1.0)
     return depth.DepthEstimator(network.eval(), DPTImageProcessor(size={"height": 64, "width": 64}))
 
@@ -130,7 +131,8 @@ def test_a_half_precision_feature_that_would_overflow_is_refused():
 def test_stage_takes_all_four_states_from_one_pass_and_makes_only_what_is_missing(world, stimuli, monkeypatch):
     passes = []
     once = depth.DepthEstimator.hidden_states
-    monkeypatch.setattr(depth.DepthEstimator, "hidden_states", lambda self, pixels: passes.append(1) or once(self, pixels))
+    monkeypatch.setattr(depth.DepthEstimator, "hidden_states",
+                        lambda self, pixels: passes.append(1) or once(self, pixels))
     common = ["--workdir", str(world.workdir), "--gpu", "-1", "--precision", "float32"]
     img2feat_dpt.main(common)
     assert len(passes) == 1

@@ -66,8 +66,9 @@ def test_a_batch_is_inverted_as_bdpy_inverts_each_picture(nets, tmp_path, capsys
         weights = np.array([1 / np.linalg.norm(target) ** 2 for target in own.values()])
         theirs = reconstruct(
             own, encoder.network, layer_mapping=layer_map("vgg19"), generator=generator.network, n_iter=6,
-            lr=(2.0, 1e-10), momentum=(0.9, 0.9), decay=(0.01, 0.01), layer_weights=dict(zip(own, weights / weights.sum())),
-            image_size=(32, 32, 3), initial_feature=start[index].numpy(), feature_upper_bound=generator.bound.numpy(),
+            lr=(2.0, 1e-10), momentum=(0.9, 0.9), decay=(0.01, 0.01),
+            layer_weights=dict(zip(own, weights / weights.sum())), image_size=(32, 32, 3),
+            initial_feature=start[index].numpy(), feature_upper_bound=generator.bound.numpy(),
             feature_lower_bound=0.0, output_dir=str(tmp_path), save_snapshot=False)
         np.testing.assert_allclose(made[index], theirs, atol=1e-3 * np.abs(theirs).max())
     assert np.abs(made[0] - made[1]).max() > 1
@@ -107,10 +108,15 @@ def test_decoded_features_are_shifted_and_scaled_as_in_the_cookbook(shape):
 
 def test_pictures_are_stretched_as_in_the_cookbook():
     made = np.random.default_rng(0).normal(100, 80, (2, 16, 16, 3)).astype(np.float32)
-    for own, picture in zip(icnn.to_uint8(made), made):
+    for own, picture in zip(icnn.to_uint8(made, "stretch"), made):
         theirs = normalize_image(clip_extreme(picture, pct=4))
         assert np.abs(own.astype(int) - theirs).max() <= 1
         assert own.min() == 0 and own.max() == 255
+
+
+def test_trusted_levels_are_clipped_only():
+    made = np.float32([-20, 0.4, 99.6, 255.2, 300]).reshape(1, 5, 1, 1)
+    assert icnn.to_uint8(made, "clip").ravel().tolist() == [0, 0, 100, 255, 255]
 
 
 def test_a_start_depends_on_seed_and_image_alone():
@@ -214,7 +220,7 @@ def test_the_published_architectures_run_through_the_same_functions(tmp_path, mo
     targets = encoder.activations(encoder.prepare(pictures(1, 425)), icnn.LAYERS)
     assert targets["conv1_2"].shape == (1, 64, 224, 224) and targets["fc8"].shape == (1, 1000)
     made = icnn.invert(encoder, generator, targets, icnn.initial_features(0, [0], 4096), n_iter=2)
-    assert icnn.to_uint8(encoder.pixels(made)).shape == (1, 224, 224, 3)
+    assert icnn.to_uint8(encoder.pixels(made), generator.levels).shape == (1, 224, 224, 3)
     models.forget()
 
 
@@ -341,7 +347,8 @@ def decode(ws, dataset=None, layers=icnn.LAYERS):
     for layer in layers:
         with store.SubjectFeatures(ws.subject_features("ave", layer), "") as matrix:
             true = matrix.features("te")[:].astype(np.float32)
-        store.write_npy(ws.scores(decoded.ROIS, layer, dataset), true.mean(1, keepdims=True) + 0.3 * (true - true.mean(1, keepdims=True)))
+        mean = true.mean(1, keepdims=True)
+        store.write_npy(ws.scores(decoded.ROIS, layer, dataset), mean + 0.3 * (true - mean))
 
 
 def test_decoded_features_get_the_spread_of_training_images_only(extracted, monkeypatch):
@@ -377,13 +384,14 @@ def test_occluded_features_go_to_folders_of_their_own(at):
     make_subjstim_vgg19.main([*where, *SUBJECT, "--layer", "fc8", "--dataset", "occluded"])
     decode(ws, "occluded", ["fc8_occluded"])
     make_vgg19fromdecode.main([*where, *SUBJECT, "--dataset", "occluded", "--layers", "fc8"])
-    assert ws.gan_features("fc8", 0, "occluded").exists() and "gan_mod_occluded" in str(ws.gan_features("fc8", 0, "occluded"))
+    path = ws.gan_features("fc8", 0, "occluded")
+    assert path.exists() and path != ws.gan_features("fc8", 0)
     assert ws.gan_image(0, "occluded") != ws.gan_image(0)
 
 
 def test_missing_inputs_name_the_command_that_makes_them(at, tmp_path):
     where = ["--workdir", str(tmp_path)]
-    with pytest.raises(Problem, match=r"no decoded conv1_2 .*fc8 — run ridge.py --target conv1_2 .* --roi early ventral"):
+    with pytest.raises(Problem, match=r"no decoded conv1_2 .*fc8 — run ridge.py --target conv1_2 .* --roi early"):
         make_vgg19fromdecode.main([*where, *SUBJECT])
     with pytest.raises(Problem, match="conv1_2 .* run make_vgg19fromdecode.py --subject subj01 --dataset occluded"):
         recon.main([*where, *GPU, "--dataset", "occluded"])

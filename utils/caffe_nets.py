@@ -78,7 +78,8 @@ class NarrowGenerator(AlexNetGenerator):
             nn.Linear(hidden, channels[0] * side ** 2), nn.LeakyReLU(SLOPE))
         layers, doubles = [], (True, False, True, False, True, False, True, True, True)
         for before, after, double in zip(channels, (*channels[1:], 3), doubles, strict=True):
-            layers += [nn.ConvTranspose2d(before, after, 4 if double else 3, 2 if double else 1, 1), nn.LeakyReLU(SLOPE)]
+            kernel, stride = (4, 2) if double else (3, 1)
+            layers += [nn.ConvTranspose2d(before, after, kernel, stride, padding=1), nn.LeakyReLU(SLOPE)]
         self.deconv = nn.Sequential(*layers[:-1])
 
     def forward(self, z):
@@ -136,12 +137,14 @@ class Encoder:
 class Generator:
     """The relu7 generator on one device: (n, units) → (n, 3, s, s) in Caffe's picture space.
 
-    bound: (units,) float32, the upper bound of its input; the lower one is 0.
+    bound: (units,) float32, the upper bound of its input; the lower one is 0. levels: how its pictures become 8-bit,
+    "stretch" or "clip" (see icnn.to_uint8).
     """
 
     network: nn.Module
     bound: torch.Tensor
     device: torch.device
+    levels: str = "stretch"
 
 
 def load_encoder(folder, device):
@@ -152,15 +155,15 @@ def load_encoder(folder, device):
 
 
 def load_generator(folder, device):
-    """The relu7 generator and its bound from a role's folder. Raises Problem if something is missing or does not fit."""
-    network, _ = _network(folder, AlexNetGenerator, NarrowGenerator, GENERATOR_FILES[0], device)
+    """The relu7 generator and its bound from a role's folder. Raises Problem if one is missing or does not fit."""
+    network, config = _network(folder, AlexNetGenerator, NarrowGenerator, GENERATOR_FILES[0], device)
     path, units = Path(folder) / BOUND, network.defc[0].in_features
     if not path.exists():
         raise Problem(f"{path} is missing", f"take it from {WHERE}")
     bound = np.loadtxt(path, ndmin=1).ravel()
     if bound.shape != (units,) or not (bound >= 0).all():
         raise Problem(f"{path} holds {bound.size} bounds for {units} units, or negative ones", f"take it from {WHERE}")
-    return Generator(network, torch.from_numpy(bound).float().to(device), device)
+    return Generator(network, torch.from_numpy(bound).float().to(device), device, config.get("levels", "stretch"))
 
 
 def _network(folder, published, narrowed, weights, device):
@@ -183,14 +186,15 @@ def _network(folder, published, narrowed, weights, device):
     return network.float().eval().requires_grad_(False).to(device), config
 
 
-NOT_ARCHITECTURE = ("kind", "mean", "labels")
+NOT_ARCHITECTURE = ("kind", "mean", "labels", "levels")
 
 
 def save(network, config, folder):
     """Write a narrowed network: config.json and float16 model.safetensors."""
     folder = Path(folder)
+    weights = {name: tensor.detach().half().contiguous() for name, tensor in network.state_dict().items()}
     with store.atomic(folder / "model.safetensors") as temporary:
-        save_file({name: tensor.detach().half().contiguous() for name, tensor in network.state_dict().items()}, temporary)
+        save_file(weights, temporary)
     store.write_json(folder / "config.json", {"kind": type(network).__name__} | config)
 
 

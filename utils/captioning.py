@@ -35,7 +35,7 @@ class Captioner:
 
     @torch.inference_mode()
     def embed(self, pixels):
-        """(n, 3, s, s) → (n, 1 + patches, width) float32, the vision model's last hidden state (226×768 for BLIP base)."""
+        """(n, 3, s, s) → (n, 1 + patches, width) float32: the vision model's last hidden state, 226×768 for BLIP base."""
         vision = self.network.vision_model
         pixels = pixels.to(self.network.device, self.network.dtype)
         return vision(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state.float()
@@ -184,8 +184,8 @@ def score(captions, references, embed):
     """How well captions fit their images, against what people say of these.
 
     captions: n strings. references: n lists of strings. embed: see `clip_text_features`. Returns
-    "identification": see identification.summary, between the mean embedding of what people say and that of the caption;
-    "overlap": mean best F1 of shared words with one of the image's own references; "overlap_others": with other images'.
+    "identification": see identification.summary, of the mean embedding of what people say by that of the caption;
+    "overlap": mean best F1 of the words shared with a reference of the image; "overlap_others": of another image.
     """
     said = embed(captions)
     theirs = np.stack([embed(each).mean(axis=0) for each in references])
@@ -216,6 +216,7 @@ def sentence(scored):
     """`score`'s result as a line for a reader."""
     found = scored["identification"]
     low, high = found["interval"]
-    return (f"decoded captions tell their image from others in {found['accuracy']:.3f} [{low:.2f}, {high:.2f}] of cases, "
-            f"p = {found['p']:.4f}, chance {found['chance']} ({found['images']} images, CLIP's text features); words shared "
-            f"with people's captions (F1) {scored['overlap']:.2f}, with those of other images {scored['overlap_others']:.2f}")
+    return (f"decoded captions tell their image from others in {found['accuracy']:.3f} [{low:.2f}, {high:.2f}] of "
+            f"cases, p = {found['p']:.4f}, chance {found['chance']} ({found['images']} images, CLIP's text features); "
+            f"words shared with people's captions (F1) {scored['overlap']:.2f}, with those of other images "
+            f"{scored['overlap_others']:.2f}")

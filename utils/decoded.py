@@ -22,7 +22,7 @@ def add_source(parser, dataset):
     """As add_arguments, without subject, device and batch."""
     cli.add_voxel_choice(parser)
     parser.add_argument("--roi", "--roi_str", dest="roi", nargs="+", default=list(ROIS), metavar="ROI",
-                        help=f"ROIs that the features were decoded from, in ridge.py's order (default: {' '.join(ROIS)})")
+                        help=f"ROIs that the features were decoded from, as given to ridge.py (default: {' '.join(ROIS)})")
     parser.add_argument("--dataset", choices=layout.DATASETS, default=dataset,
                         help=f"whole or occluded images (default: {dataset})")
     parser.add_argument("--true_features", action="store_true",

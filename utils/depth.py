@@ -30,7 +30,7 @@ class DepthEstimator:
 
     @torch.inference_mode()
     def hidden_states(self, pixels):
-        """(n, 3, s, s) → four (n, 1 + patches, width) float32: the layers at the output indices (577×1024 for dpt-large)."""
+        """(n, 3, s, s) → four (n, 1 + patches, width) float32, of the output indices (577×1024 for dpt-large)."""
         pixels = pixels.to(self.network.device, self.network.dtype)
         states = self.network.dpt(pixels, output_hidden_states=True).hidden_states[1:]  # the first is the embedding
         return [states[index].float() for index in sorted(self.network.config.backbone_out_indices)]
@@ -89,8 +89,10 @@ def decode(args):
         for start in range(0, len(chosen), size):
             batch = chosen[start:start + size]
             # A batch with any map missing is computed whole: a resumed run gives what an uninterrupted one would.
-            if args.overwrite or not all(ws.depth(i, *own).exists() and ws.depth_image(i, *own).exists() for i in batch):
-                maps = normalise(estimator.depth([torch.from_numpy(each[list(batch)]) for each in states])).cpu().numpy()
+            made = all(ws.depth(index, *own).exists() and ws.depth_image(index, *own).exists() for index in batch)
+            if args.overwrite or not made:
+                rows = [torch.from_numpy(each[list(batch)]) for each in states]
+                maps = normalise(estimator.depth(rows)).cpu().numpy()
                 flat += int((maps == 0).all((1, 2, 3)).sum())
                 for index, depth in zip(batch, maps[:, None]):
                     store.write_npy(ws.depth(index, *own), depth)

@@ -50,7 +50,8 @@ def wanted(args, stimuli):
     if args.dataset == "occluded":
         ids = np.intersect1d(ids, stimuli.ids)
     if not len(ids):
-        raise Problem("none of the stimuli asked for is there", "check --imgidx, --subject and the occluded images' range")
+        raise Problem("none of the stimuli asked for is there",
+                      "check --imgidx, --subject and the occluded images' range")
     return ids
 
 
@@ -110,7 +111,8 @@ def stored(tensor, dtype):
     """A tensor → array in the dtype named by --store. Raises Problem on NaN, infinity and what float16 cannot hold."""
     found = as_numpy(tensor)
     if dtype == "float16" and np.abs(found).max() > np.finfo(np.float16).max:
-        raise Problem(f"a feature of {np.abs(found).max():g} is too large for float16", "run again with --store float32")
+        raise Problem(f"a feature of {np.abs(found).max():g} is too large for float16",
+                      "run again with --store float32")
     return found.astype(dtype)
 
 

@@ -34,7 +34,8 @@ def layer_names(chosen):
     """What --layers or --layer names: "all" is every layer of VGG19. Raises Problem for an unknown one."""
     unknown = set(chosen) - set(layout.VGG19_LAYERS) - {"all"}
     if unknown:
-        raise Problem(f"VGG19 has no layer {' '.join(sorted(unknown))}", f"choose from {' '.join(layout.VGG19_LAYERS)}, or all")
+        raise Problem(f"VGG19 has no layer {' '.join(sorted(unknown))}",
+                      f"choose from {' '.join(layout.VGG19_LAYERS)}, or all")
     return [layer for layer in layout.VGG19_LAYERS if layer in chosen or "all" in chosen]
 
 
@@ -70,7 +71,7 @@ def activations(encoder, inputs, layers, dtype=torch.float32):
 class Streamed:
     """A layer's features of any stimuli, computed anew at each pass and never stored (ridge.py --stream).
 
-    It takes the place of store.SubjectFeatures in `decoding`. dims: of one stimulus. attributes: what makes the features.
+    It takes the place of store.SubjectFeatures in `decoding`. dims: of one stimulus. attributes: what makes them.
     """
 
     path = None  # there is no file
@@ -102,7 +103,7 @@ class Streamed:
             yield np.array(rows), features.as_numpy(found).reshape(len(rows), -1)
 
     def correlation(self, predicted, ids):
-        """Pearson r, (dims,) float64, of predictions (len(ids), dims) with the true features, over stimuli, in one pass.
+        """Pearson r, (dims,) float64, over stimuli, of predictions (len(ids), dims) with the true features. One pass.
 
         NaN where either side does not vary.
         """
@@ -189,19 +190,26 @@ def central(pictures, size):
     return pictures[:, :, top:top + size, left:left + size]
 
 
-def to_uint8(pixels):
-    """(n, h, w, 3) float → uint8, each picture's levels clipped at their extremes and stretched to 0–255 (cookbook)."""
+def to_uint8(pixels, levels):
+    """(n, h, w, 3) float RGB → uint8.
+
+    levels: "stretch" maps each picture's range, without its extremes, to 0–255, as the cookbook does for the published
+    generator, which was not trained on pixels alone; "clip" keeps 0–255 as they are, for one that was.
+    """
+    if levels == "clip":
+        return np.rint(np.clip(pixels, 0, 255)).astype(np.uint8)
     flat = pixels.reshape(len(pixels), -1)
     low, high = np.percentile(flat, [CLIPPED_PERCENT / 2, 100 - CLIPPED_PERCENT / 2], axis=1)
     low, high = low[:, None], high[:, None]
-    return (255 * (np.clip(flat, low, high) - low) / np.maximum(high - low, 1e-6)).astype(np.uint8).reshape(pixels.shape)
+    stretched = 255 * (np.clip(flat, low, high) - low) / np.maximum(high - low, 1e-6)
+    return stretched.astype(np.uint8).reshape(pixels.shape)
 
 
 # From decoded features to pictures
 
 
 def write_decoded(args):
-    """Write the decoded features of args.layers as one .mat file per layer and test image, for bdpy and for `reconstruct`."""
+    """Write the decoded features of args.layers, a .mat file per layer and test image, for bdpy and `reconstruct`."""
     ws, own = layout.Workspace.of(args), (args.dataset, decoded.suffix(args))
     targets = {layer: layout.of_dataset(layer, args.dataset) for layer in layer_names(args.layers)}
     missing = [target for target in targets.values() if not decoded.scores(args, ws, target).exists()]
@@ -246,14 +254,16 @@ def reconstruct(args):
     ws, own = layout.Workspace.of(args), (args.dataset, decoded.suffix(args))
     device = cli.device(args.gpu)
     encoder, generator = models.vgg19(device), models.generator(device)
+    levels = generator.levels if args.levels == "auto" else args.levels
     shapes = encoder.shapes(LAYERS)
     folders = [ws.gan_features(layer, 0, *own).parent for layer in LAYERS]
     made_by = command(args)
     missing = [layer for layer, folder in zip(LAYERS, folders) if not layout.manifest(folder).exists()]
     if missing:
         raise Problem(f"there are no decoded features of {' '.join(missing)}", f"run {made_by}")
+    options = {name: getattr(args, name) for name in OPTIONS} | {"levels": levels}
     wanted = store.record(
-        "recon_icnn_image_vgg19_dgn_relu7gen_gd.py", {name: getattr(args, name) for name in OPTIONS},
+        "recon_icnn_image_vgg19_dgn_relu7gen_gd.py", options,
         features={layer: store.digest(layout.manifest(folder)) for layer, folder in zip(LAYERS, folders)},
         **models.identity("vgg19"), generator=models.identity("generator"))
     store.claim_folder(ws.gan_image(0, *own).parent, wanted, args.overwrite)
@@ -272,7 +282,7 @@ def reconstruct(args):
                 targets = {layer: shifted_and_scaled(target, scale[layer]) for layer, target in targets.items()}
             start = initial_features(args.seed, batch, len(generator.bound))
             made = invert(encoder, generator, targets, start, args.n_iter, progress=lambda: bar.update(len(batch)))
-            for index, picture in zip(batch, to_uint8(encoder.pixels(made))):
+            for index, picture in zip(batch, to_uint8(encoder.pixels(made), levels)):
                 save_tiff(ws.gan_image(index, *own), picture)
     print(f"{len(chosen)} GAN images in {ws.gan_image(0, *own).parent}")
 

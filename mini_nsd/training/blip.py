@@ -23,7 +23,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Blip(nn.Module):
-    """BlipForConditionalGeneration, and a head that names the scene's contents, which speeds up training and is not kept."""
+    """BlipForConditionalGeneration, and a head that names the contents, which speeds up training and is not kept."""
 
     def __init__(self, tokenizer):
         super().__init__()
@@ -33,7 +33,8 @@ class Blip(nn.Module):
             text_config=dict(vocab_size=len(tokenizer) + 2, num_hidden_layers=2, max_position_embeddings=32,
                              bos_token_id=len(tokenizer), sep_token_id=tokenizer.sep_token_id,
                              eos_token_id=tokenizer.sep_token_id, pad_token_id=tokenizer.pad_token_id, **width),
-            vision_config=dict(image_size=data.SIZE, patch_size=PATCH, num_hidden_layers=6, initializer_range=0.02, **width))
+            vision_config=dict(image_size=data.SIZE, patch_size=PATCH, num_hidden_layers=6, initializer_range=0.02,
+                               **width))
         self.blip = BlipForConditionalGeneration(config)
         self.names = nn.Linear(128, len(data.LABELS))
 
@@ -107,7 +108,7 @@ def _loss(model, series, tokens, mirrored, step: int, rng) -> torch.Tensor:
 
 
 def _blurred(embeddings, rng) -> torch.Tensor:
-    """Embeddings of which half are drawn towards the batch's mean and noised, as those decoded from the brain will be."""
+    """Embeddings, half of them drawn towards the batch's mean and noised, as those decoded from the brain will be."""
     count = len(embeddings) // 2
     clean, blurred = embeddings[count:], embeddings[:count]
     mean = embeddings.mean(0, keepdim=True)
@@ -132,7 +133,7 @@ def first_thing(caption: str) -> tuple:
 
 
 def names_front(captioner, count: int = 300) -> tuple:
-    """How often the caption of a held-out picture first names the nearest object, by colour and shape; and the captions."""
+    """How often a held-out picture's caption first names the nearest object's colour and shape; and the captions."""
     series = [scenes.sample(data.HELD_OUT_SEED, index) for index in range(count)]
     pictures = np.stack([scenes.render(scene, data.SIZE).image for scene in series])
     captions = [caption for start in range(0, count, 50)
@@ -145,9 +146,10 @@ def names_front(captioner, count: int = 300) -> tuple:
 def evaluate() -> dict:
     """What the model in mini_nsd/models/blip reaches on held-out scenes, by name."""
     write_card(folder, "BlipForConditionalGeneration", step, STEPS, seconds, evaluate(),
-               "Embeds a picture at 80 px (5/8 of its 128, as 240 px is of the published model's 384) as 26×128. In "
-               "training, half of the embeddings were shrunk and noised before they were put into words, so that captions "
-               "survive decoding from the brain; the published BLIP had no such training.")
+               "Embeds a picture at 80 px (5/8 of its 128, as 240 px is of the published model's 384) as 26×128. "
+               "Learnt no caption that fits many pictures (\"… is the closest of three objects\"). In training, half of "
+               "the embeddings were shrunk and noised before they were put into words, so that captions survive "
+               "decoding from the brain; the published BLIP had no such training.")
 
 
 def evaluate() -> dict:

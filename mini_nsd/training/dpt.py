@@ -82,8 +82,8 @@ def _export(model, step: int, seconds: float) -> None:
     DPTImageProcessor(size={"height": data.SIZE, "width": data.SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3,
                       do_pad=False).save_pretrained(folder)
     write_card(folder, "DPTForDepthEstimation", step, STEPS, seconds, evaluate(),
-               "Predicts relative inverse depth, larger = nearer, as Intel/dpt-large does; here it is 10 / metres. Hidden "
-               "states 65×96 at four layers.")
+               "Predicts relative inverse depth, larger = nearer, as Intel/dpt-large does; here it is 10 / metres. "
+               "Hidden states 65×96 at four layers.")
 
 
 def evaluate() -> dict:

@@ -10,9 +10,9 @@ from mini_nsd.training import clip, data, loop, vgg19
 from mini_nsd.training.export import MODELS, write_card
 from utils import caffe_nets, icnn
 
-STEPS = 1000
+STEPS = 2000
 BATCH = 32
-WIDTHS = dict(input_size=vgg19.WIDTHS["hidden"], hidden=384, channels=(256, 64, 128, 64, 64, 64, 64, 48, 32), side=1)
+WIDTHS = dict(input_size=vgg19.WIDTHS["hidden"], hidden=384, channels=(320, 80, 96, 64, 64, 48, 48, 48, 32), side=1)
 SPREAD = 64.0           # levels: SD of a pixel, in which the output is learnt
 PERCEPTUAL = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 0.2, "conv4_4": 0.2, "conv5_4": 0.2, "fc7": 0.2}
 
@@ -79,13 +79,13 @@ def psnr(encoder, generator, count: int = 64) -> float:
 
 
 def inverted(encoder, generator, images: np.ndarray, **options) -> np.ndarray:
-    """(n, 64, 64, 3) uint8 pictures inverted from the true features of (n, H, W, 3) uint8 ones, as the GAN stage does."""
+    """(n, 64, 64, 3) uint8 pictures inverted from the true features of (n, H, W, 3) uint8 ones, as by the GAN stage."""
     inputs = vgg19.inputs(images, encoder.mean.tolist())
     with torch.no_grad():
         targets = encoder.activations(inputs, icnn.LAYERS)
     start = icnn.initial_features(0, range(len(images)), len(generator.bound))
     made = icnn.invert(encoder, generator, targets, start, **options)
-    return icnn.to_uint8(encoder.pixels(made))
+    return icnn.to_uint8(encoder.pixels(made), generator.levels)
 
 
 def match_inverted(encoder, generator, count: int = 50) -> float:
@@ -97,20 +97,19 @@ def match_inverted(encoder, generator, count: int = 50) -> float:
 
 
 def evaluate() -> dict:
-    """What the models in mini_nsd/models/vgg19 and generator reach on held-out scenes, by name."""
+    """What the models in mini_nsd/models/vgg19 and generator reach together on held-out scenes, by name."""
     encoder = caffe_nets.load_encoder(MODELS / "vgg19", torch.device("cpu"))
     generator = caffe_nets.load_generator(MODELS / "generator", torch.device("cpu"))
-    return {"PSNR from relu7 alone, 64 held-out scenes": f"{psnr(encoder, generator):.2f} dB",
-            "inversion of true features matched by the small CLIP among 10": f"{match_inverted(encoder, generator):.1%}"}
+    return {"size": f"{sum(p.numel() for p in generator.network.parameters()):,} parameters",
+            "PSNR from relu7 alone, 64 held-out scenes": f"{psnr(encoder, generator):.2f} dB",
+            "inversion of true features, matched to its scene among 10 by the small CLIP, 50 held-out scenes":
+                f"{match_inverted(encoder, generator):.1%}"}
 
 
 def _export(model, encoder, step: int, seconds: float, series) -> None:
     folder = MODELS / "generator"
-    caffe_nets.save(model.folded(), WIDTHS, folder)
+    caffe_nets.save(model.folded(), WIDTHS | {"levels": "clip"}, folder)
     caffe_nets.save_bound(vgg19.upper_bound(vgg19.relu7(encoder, series.images[:4000])).numpy(), folder)
-    generator = caffe_nets.load_generator(folder, torch.device("cpu"))
-    write_card(folder, "AlexNetGenerator (bdpy's relu7 generator, narrowed)", step, STEPS, seconds, {
-        "PSNR from relu7 alone, 64 held-out scenes": f"{psnr(encoder, generator):.2f} dB",
-        "inversion of true features matched by the small CLIP among 10": f"{match_inverted(encoder, generator):.1%}"},
-        "Makes 64 px pictures in Caffe's space (BGR, 0–255, mean subtracted) from mini_nsd/models/vgg19's relu7. "
-        "`act_range/3x/fc7.txt` bounds its input: mean + 3 SD of each unit over training scenes.")
+    write_card(folder, "AlexNetGenerator (bdpy's relu7 generator, narrowed)", step, STEPS, seconds, evaluate(),
+               "Makes 64 px pictures in Caffe's space (BGR, 0–255, mean subtracted) from mini_nsd/models/vgg19's "
+               "relu7. `act_range/3x/fc7.txt` bounds its input: mean + 3 SD of each unit over training scenes.")

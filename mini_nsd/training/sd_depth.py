@@ -10,7 +10,7 @@ from mini_nsd.training import data, dpt, loop, unet, words
 from mini_nsd.training.export import MODELS, save_half, write_card
 from utils import depth, diffusion
 
-STEPS = 1200
+STEPS = 600
 LINKED = {"vae": "sd/vae", "text_encoder": "sd/text_encoder", "tokenizer": "sd/tokenizer", "scheduler": "sd/scheduler",
           "depth_estimator": "dpt", "feature_extractor": "dpt"}       # the same files as those models': links, not copies
 INDEX = {
