@@ -10,8 +10,9 @@ def main(argv=None):
     parser = cli.parser(__doc__, "python make_subjstim_vgg19.py --layer conv1_1 --subject subj01")
     cli.add_subject(parser)
     parser.add_argument("--layer", nargs="+", required=True, metavar="LAYER",
-                        help="conv1_1 … conv5_4, fc6, fc7, fc8; all: those that the inversion needs and any other extracted")
-    parser.add_argument("--dataset", choices=layout.DATASETS, default="nsd", help="whole or occluded images (default: nsd)")
+                        help="conv1_1 … conv5_4, fc6, fc7, fc8; all: what the inversion needs and any other extracted")
+    parser.add_argument("--dataset", choices=layout.DATASETS, default="nsd",
+                        help="whole or occluded images (default: nsd)")
     parser.add_argument("--npy", action="store_true", help="also write the original's matrices")
     args = cli.parse(parser, argv)
 

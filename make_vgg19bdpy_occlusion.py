@@ -3,4 +3,5 @@ from make_vgg19bdpy import main
 from utils import cli
 
 if __name__ == "__main__":
-    cli.run(main, dataset="occluded", example="python make_vgg19bdpy_occlusion.py --start 0 --end 73000 --dataset occluded")
+    cli.run(main, dataset="occluded",
+            example="python make_vgg19bdpy_occlusion.py --start 0 --end 73000 --dataset occluded")

@@ -27,8 +27,8 @@ def add_arguments(parser, dataset):
     parser.add_argument("--shuffle_trials", type=int, metavar="SEED",
                         help="control: break the link between brain and image in the training set")
     parser.add_argument("--stream", action="store_true",
-                        help="never store the training features of VGG19's layers: run the network again for each block of "
-                        "dims that --stream_memory holds")
+                        help="never store the training features of VGG19's layers: run the network again for each "
+                        "block of dims that --stream_memory holds")
     parser.add_argument("--shared_alpha", action="store_true",
                         help="with --stream: one alpha for all dims of a target, in two passes whatever its size")
     parser.add_argument("--stream_memory", type=float, default=2, metavar="GB",
@@ -57,7 +57,8 @@ def decode(args):
         alphas = tuple(args.alphas or (regression.paper_alphas(target) if args.mode == "paper" else regression.FIXED_ALPHAS))
         path = ws.scores(tags, target, "occluded" if args.dataset == "occluded" else None, cli.control(args))
         check_dataset(target, args.dataset)
-        with icnn.Streamed(args, target, device) if args.stream else open_features(ws, use, target, args.dataset) as matrix:
+        with (icnn.Streamed(args, target, device) if args.stream
+              else open_features(ws, use, target, args.dataset)) as matrix:
             options = {"rois": args.roi, "target": target, "use_stim": use, "mode": args.mode, "alphas": alphas,
                        "dataset": args.dataset, "shuffle_trials": args.shuffle_trials,
                        "voxels": {"atlas": choice.atlas, "zscore": choice.zscore, "ncsnr_min": choice.ncsnr_min}}

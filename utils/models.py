@@ -87,6 +87,12 @@ def precision(name, device):
 
 
 def _load(cls, role, method="from_pretrained", **options):
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):  # their bars and reports are about files, not about this run
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
     where = source(role)
     try:
         return getattr(cls, method)(where, **options)
@@ -200,7 +206,7 @@ def dpt(device, dtype):
 
 @functools.lru_cache(maxsize=1)
 def vgg19(device):
-    """The Caffe VGG19 in float32, as a `caffe_nets.Encoder`. No hub carries its weights: NSD_MODELS has to be a folder."""
+    """The Caffe VGG19 in float32, as a `caffe_nets.Encoder`. No hub carries it: NSD_MODELS has to be a folder."""
     from utils import caffe_nets
 
     return caffe_nets.load_encoder(_cookbook("vgg19", caffe_nets.VGG19_FILES), device)
@@ -218,8 +224,8 @@ def _cookbook(role, files):
     where = source(role)
     if not isinstance(where, Path):
         raise Problem(f"no hub carries the {role} of Kamitani Lab's cookbook",
-                      f"take {' and '.join(map(str, files))} from figshare (KamitaniLab/brain-decoding-cookbook-public, "
-                      f"data/), put them into FOLDER/{role}/ and set NSD_MODELS=FOLDER, or set NSD_MODELS=tiny")
+                      f"take {' and '.join(map(str, files))} from figshare (by KamitaniLab/"
+                      f"brain-decoding-cookbook-public, data/), put them into FOLDER/{role}/ and set NSD_MODELS=FOLDER, or set NSD_MODELS=tiny")
     return where
 
 

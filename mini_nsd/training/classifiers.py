@@ -11,13 +11,13 @@ from mini_nsd.training import data, loop, vae
 from mini_nsd.training.export import MODELS, write_card
 from utils import narrow_nets
 
-STEPS = 1000
+STEPS = 1400
 BATCH = 64
 IMAGE_SIZE = 96         # px
 NAMES = scenes.COLOURS + scenes.SHAPES + data.LABELS    # what the outputs say is in the picture
 ARGUMENTS = {
     "inception": dict(width_divisor=4, n_labels=len(NAMES)),
-    "alexnet": dict(channels=(24, 64, 96, 64, 64), hidden=256, n_labels=len(NAMES)),
+    "alexnet": dict(channels=(24, 64, 96, 64, 48), hidden=64, n_labels=len(NAMES)),
 }
 
 

@@ -127,12 +127,14 @@ def _export(model, tokenizer, step: int, seconds: float) -> None:
     write_card(folder, "CLIPModel", step, STEPS, seconds, results(model, tokenizer),
         "Knows about 130 words; anything else is spelt out in bytes that it never learnt the meaning of.")
 
-    encoder = CLIPTextModel(model.config.text_config)
-    encoder.load_state_dict(model.text_model.state_dict())
-    save_half(encoder, MODELS / "sd" / "text_encoder")
+    encoder = MODELS / "sd" / "text_encoder"
+    CLIPTextModel(model.config.text_config).config.save_pretrained(encoder)
+    weights = encoder / "model.safetensors"
+    weights.unlink(missing_ok=True)
+    weights.symlink_to("../../clip/model.safetensors")      # the same numbers, so the same file
     _save_tokenizer(tokenizer, MODELS / "sd" / "tokenizer")
-    write_card(MODELS / "sd" / "text_encoder", "CLIPTextModel", step, STEPS, seconds, {},
-               "The text tower of mini_nsd/models/clip, as Stable Diffusion 1.4 uses that of CLIP ViT-L/14.")
+    write_card(encoder, "CLIPTextModel", step, STEPS, seconds, {},
+               "The text tower of mini_nsd/models/clip, read from its file, as Stable Diffusion 1.4 uses that of CLIP ViT-L/14.")
 
 
 def _save_tokenizer(tokenizer, folder) -> None:
