@@ -11,7 +11,7 @@ from mini_nsd.training import data, loop, vae
 from mini_nsd.training.export import MODELS, write_card
 from utils import narrow_nets
 
-STEPS = 1400
+STEPS = {"inception": 1000, "alexnet": 1400}
 BATCH = 64
 IMAGE_SIZE = 96         # px
 NAMES = scenes.COLOURS + scenes.SHAPES + data.LABELS    # what the outputs say is in the picture
@@ -27,7 +27,7 @@ def train(role: str, cache) -> None:
     config = dict(architecture=role, arguments=ARGUMENTS[role], image_size=IMAGE_SIZE, mean=[0.5] * 3, std=[0.5] * 3,
                   labels=NAMES)
     series = data.training_scenes(cache)
-    loop.fit(role, narrow_nets.build(config), lambda model, step, rng: _loss(model, series, rng), steps=STEPS,
+    loop.fit(role, narrow_nets.build(config), lambda model, step, rng: _loss(model, series, rng), steps=STEPS[role],
              rate=1e-3, muon_rate=2e-3, decay=0.99, weight_decay=0.02, cache=cache,
              export=lambda model, step, seconds: _export(model, config, step, seconds))
 
@@ -81,5 +81,5 @@ def _export(model, config: dict, step: int, seconds: float) -> None:
     weights = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    write_card(folder, type(model).__name__.lstrip("_"), step, STEPS, seconds, results(model),
+    write_card(folder, type(model).__name__.lstrip("_"), step, STEPS[config["architecture"]], seconds, results(model),
                "Each output says whether one colour, shape, coloured shape or background is in the picture.")

@@ -10,9 +10,9 @@ from mini_nsd.training import clip, data, loop, vgg19
 from mini_nsd.training.export import MODELS, write_card
 from utils import caffe_nets, icnn
 
-STEPS = 2000
+STEPS = 1000
 BATCH = 32
-WIDTHS = dict(input_size=vgg19.WIDTHS["hidden"], hidden=384, channels=(320, 80, 96, 64, 64, 48, 48, 48, 32), side=1)
+WIDTHS = dict(input_size=vgg19.WIDTHS["hidden"], hidden=384, channels=(256, 64, 128, 64, 64, 64, 64, 48, 32), side=1)
 SPREAD = 64.0           # levels: SD of a pixel, in which the output is learnt
 PERCEPTUAL = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 0.2, "conv4_4": 0.2, "conv5_4": 0.2, "fc7": 0.2}
 

@@ -11,7 +11,7 @@ from mini_nsd.training import data, loop, vae
 from mini_nsd.training.export import MODELS, write_card
 from utils import caffe_nets
 
-STEPS = 2400
+STEPS = 1200
 BATCH = 64
 WIDTHS = dict(channels=(8, 16, 32, 64, 64), image_size=64, hidden=384, outputs=len(data.LABELS))
 DROPOUT = 0.1           # 0.5 in VGG19, whose fc6 and fc7 are ten times as wide
@@ -72,7 +72,7 @@ def train(cache) -> None:
     series = data.training_scenes(cache)
     mean = bgr_mean(series)
     loop.fit("vgg19", Trained(), lambda model, step, rng: _loss(model, series, mean, rng), steps=STEPS, rate=2e-3,
-             muon_rate=1e-2, decay=0.995, cache=cache, export_steps=(STEPS // 2,),
+             decay=0.995, cache=cache, export_steps=(STEPS // 2,),
              export=lambda model, step, seconds: _export(model, step, seconds, series, mean))
 
 
