@@ -5,7 +5,7 @@ A figure whose inputs are not there is skipped, and that is said.
 
 Reads   decoded/image-*/{subject}/samples/, per_image_scores_{subject}_*.csv and .json,
         decoded/{subject}/*_scores_*.json
-Writes  figures/{reconstructions,reconstructions_occluded,identification,decoding}_{subject}.pdf and .png
+Writes  figures/{reconstructions,captions}{,_occluded}_{subject}, identification_… and decoding_…, .pdf and .png
 """
 from utils import cli, figures, layout
 from utils.errors import Problem
@@ -26,6 +26,8 @@ def main(argv=None):
         "reconstructions": (figures.reconstructions(ws, False, args.rank_by, args.images), "diffusion_decoding.py"),
         "reconstructions_occluded": (figures.reconstructions(ws, True, args.rank_by, args.images),
                                      "diffusion_decoding_occluded.py"),
+        "captions": (figures.captions_and_depth(ws, "nsd", args.images), "decode_captions.py"),
+        "captions_occluded": (figures.captions_and_depth(ws, "occluded", args.images), "decode_captions_occluded.py"),
         "identification": (figures.identification_by_feature(ws), "identification.py"),
         "decoding": (figures.decoding_by_roi(ws), "ridge.py for two targets or ROIs"),
     }

@@ -181,6 +181,28 @@ def test_combining_rois_writes_a_target_of_its_own(served, work, ws):
     assert (combined >= np.minimum(*parts) - 1e-4).all() and (combined <= np.maximum(*parts) + 1e-4).all()
 
 
+def test_the_richer_methods_run_to_the_end_whole_and_occluded(served, work, ws):
+    """Text, GAN and depth: the pictures differ from one another's, and every input is named."""
+    run("run_pipeline.py", "--subject", SUBJECT, "--workdir", work, "--gpu", "-1", "--methods", "text", "gan", "depth",
+        "--datasets", "nsd", "occluded", "--imgidx", "0", "2", *SAMPLING, environment=served)
+    for dataset in layout.DATASETS:
+        names = [layout.run_name(method, dataset) for method in layout.METHODS]
+        pictures = [np.asarray(Image.open(layout.sample_image(ws.samples(name), 0, 0))) for name in names]
+        assert all(picture.shape == (512, 512, 3) for picture in pictures)
+        assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+        made = {method: " ".join(store.read_json(layout.manifest(ws.samples(name)))["inputs"])
+                for method, name in zip(layout.METHODS, names)}
+        assert "captions_brain" in made["text"] and "init_latent" in made["text"]
+        assert "streams/manifest.json" in made["gan"] and "init_latent" not in made["gan"]
+        assert "dpt_fromemb" in made["depth"] and "streams/manifest.json" in made["depth"]
+        depth = np.load(ws.depth(0, dataset))
+        assert depth.shape == (1, 1, 64, 64) and depth.dtype == np.float32 and depth.min() == -1 and depth.max() == 1
+        assert Image.open(ws.gan_image(0, dataset)).mode == "RGB"
+    captions = ws.captions().read_text().splitlines()
+    assert len(captions) == np.load(ws.stims_ave_test).sum() and all(captions)
+    assert not layout.sample_image(ws.samples("text"), 2, 0).exists()
+
+
 def test_the_records_name_model_revision_and_inputs(ws):
     record = json.loads(layout.sidecar(ws.scores(["early"], "init_latent")).read_text())
     assert record["features"]["model"] == "tiny/sd" and len(record["features"]["revision"]) == 32

@@ -120,6 +120,7 @@ def decode(args):
             found += captions_of(batch)
             bar.update(len(batch))
     scored = score(found, references, clip_text_features(device))
+    store.write_text(ws.captions_people(), "".join(f"{one_line(of_image[0])}\n" for of_image in references))
     with store.atomic(path) as temporary:
         temporary.write_text("".join(f"{caption}\n" for caption in found), encoding="utf-8")
         store.finish(path, wanted, score=scored)

@@ -123,18 +123,19 @@ def reconstructions(ws, occluded, feature, count):
     The rows are chosen by rank of identification with `feature` in the first run that has it, and say so.
     """
     runs = [run for run in map(Run.of, ws.found_runs()) if run.occluded == occluded]
-    runs.sort(key=lambda run: (["result", "recovery", "control"].index(run.kind), run.name))
+    runs.sort(key=lambda run: (["result", "recovery", "control"].index(run.kind), _in_order(run), run.name))
     found = {run.name: layout.found_images(ws.samples(run.name)) for run in runs}
     runs = [run for run in runs if any(set(paths) - {"org", "occ"} for paths in found[run.name].values())]
     if not runs:
         return None
     judged = next((run for run in runs if read_scores(ws, run.name, feature)), None)
+    common = sorted(set.intersection(*(set(_sampled(found[run.name])) for run in runs if run.kind == "result" or runs[0] == run)))
     if judged:
         scores = read_scores(ws, judged.name, feature)
-        rows = by_rank({image: scores[image] for image in scores if image in found[judged.name]}, count)
+        rows = by_rank({image: scores[image] for image in common if image in scores}, count)
         rule = f"rows: evenly spaced ranks of {feature} identification ({judged.label}), best to worst"
     else:
-        rows = by_index(list(found[runs[0].name]), count)
+        rows = by_index(common, count)
         rule = "rows: evenly spaced over the test images"
 
     columns = [("original", None, "org")] + ([("occluded", None, "occ")] if occluded else [])
@@ -147,6 +148,53 @@ def reconstructions(ws, occluded, feature, count):
         title = run.label.replace(", occluded", "")
         columns += [(title, run, repeat) for repeat in range(shown)]
     return _gallery(ws, rows, columns, found, runs, rule, occluded)
+
+
+def _in_order(run):
+    """Place of a run's method in the order in which the papers added them."""
+    return layout.METHODS.index(run.method) if run.method in layout.METHODS else len(layout.METHODS)
+
+
+def _sampled(found):
+    """The images of a samples folder that have a sample."""
+    return [image for image, paths in found.items() if set(paths) - {"org", "occ"}]
+
+
+def captions_and_depth(ws, dataset, count):
+    """Test images with the caption and the depth map that were decoded, beside a true caption and the true picture's
+    depth; None unless captions were decoded. Images are evenly spaced over those that have a picture.
+    """
+    decoded = ws.captions(*(("blip_occluded", "occluded") if dataset == "occluded" else ()))
+    if not decoded.exists() or not ws.captions_people().exists():
+        return None
+    told, said = (path.read_text(encoding="utf-8").splitlines() for path in (decoded, ws.captions_people()))
+    runs = [run for run in map(Run.of, ws.found_runs()) if run.kind == "result" and run.occluded == (dataset == "occluded")]
+    found = {run.name: layout.found_images(ws.samples(run.name)) for run in runs}
+    if not runs:
+        return None
+    common = sorted(set.intersection(*(set(_sampled(images)) for images in found.values())))
+    rows = [image for image, _ in by_index(common, count)]
+    originals = found[runs[0].name]
+    shown = ["org"] + (["occ"] if dataset == "occluded" else [])
+    depth = [ws.depth_image(rows[0], dataset, control).exists() for control in (None, "true_features")]
+    titles = ["original", "shown"][:len(shown)] + ["decoded depth"] * depth[0] + ["depth of the true picture"] * depth[1]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(len(rows), len(titles), squeeze=False, figsize=(WIDTH, 0.5 + 0.95 * len(rows)))
+        figure.subplots_adjust(left=0, right=0.95 * len(titles) / WIDTH, bottom=0, top=1 - 0.5 / figure.get_figheight(),
+                               wspace=0.04, hspace=0.06)
+        for row, image in zip(axes, rows):
+            pictures = [originals[image].get(what) for what in shown]
+            pictures += [ws.depth_image(image, dataset, control) for control, there in zip((None, "true_features"), depth) if there]
+            for axis, path in zip(row, pictures):
+                _picture(axis, path)
+            text = (f"decoded: {told[image]}", f"true: {said[image]}")
+            for line, y, colour in zip(text, (0.72, 0.3), (METHOD_COLOURS["text"], BLACK)):
+                row[-1].text(1.05, y, textwrap.fill(line, 50), transform=row[-1].transAxes, va="center", fontsize=7, color=colour)
+        for axis, title in zip(axes[0], titles):
+            axis.set_title(textwrap.fill(title, 14), fontsize=7, pad=3)
+        what = "occluded images" if dataset == "occluded" else "whole images"
+        figure.text(0, 1, f"Decoded captions and depth, {what}, {who(ws)}", fontsize=9, fontweight="bold", va="top")
+    return figure
 
 
 def _gallery(ws, rows, columns, found, runs, rule, occluded):
@@ -250,7 +298,7 @@ def identification_by_feature(ws):
     features = [name for name in layout.EVALUATION_FEATURES
                 if any(record["options"]["feature"] == name for record in found)]
     runs = sorted({record["options"]["run"] for record in found},
-                  key=lambda name: (["result", "recovery", "control"].index(Run.of(name).kind), name))
+                  key=lambda name: (["result", "recovery", "control"].index(Run.of(name).kind), _in_order(Run.of(name)), name))
     series = []
     for run in map(Run.of, runs):
         mine = {record["options"]["feature"]: record for record in found if record["options"]["run"] == run.name}

@@ -104,6 +104,10 @@ class Workspace:
         suffix = f"_{target}_{dataset}" if target else ""
         return self.decoded / "captions" / (f"captions_brain{suffix}" + (f"_{control}" if control else "") + ".csv")
 
+    def captions_people(self):
+        """The first caption that people gave each test image, to show beside a decoded one."""
+        return self.decoded / "captions" / "captions_people.csv"
+
     def depth_folder(self, dataset="nsd", control=None, image=False):
         """Folder of the decoded depth maps, or of the pictures of them."""
         name = of_dataset("dpt_fromemb_image" if image else "dpt_fromemb", dataset)

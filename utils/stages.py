@@ -83,7 +83,7 @@ class Commands:
         """Decode DPT's hidden states, and turn them into depth maps."""
         return [["img2feat_dpt.py", *self.subject, *self.gpu, *self.flag],
                 *(self.pair(name, "ave") for name in depth.NAMES), self.fit(depth.NAMES, decoded.ROIS),
-                ["dptemb2dpt.py", *self.subject, *self.gpu, *self.flag, *self.images]]
+                *(["dptemb2dpt.py", *self.subject, *self.gpu, *self.flag, *self.images, *true] for true in ([], ["--true_features"]))]
 
     def evaluated(self, *run):
         """Reconstruct, extract the evaluation's features, and identify."""
