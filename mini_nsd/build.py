@@ -4,7 +4,8 @@ SIMULATED: the pictures are rendered, the subjects do not exist, their activity 
 mini_nsd/brain.py. Keys, dtypes, orientation and 1-based ids are NSD's; the volumes are smaller and the sessions fewer.
 
 Reads   nothing
-Writes  DIR/nsddata/, DIR/nsddata_betas/, DIR/nsddata_stimuli/ as NSD has them; DIR/simulated/ with the ground truth
+Writes  DIR/nsddata/, DIR/nsddata_betas/, DIR/nsddata_stimuli/ as NSD has them; DIR/occluded_viewing/ with sessions in
+        which the test scenes were seen behind occluders; DIR/simulated/ with the ground truth
 """
 import argparse
 import csv
@@ -29,7 +30,7 @@ import nibabel
 import numpy as np
 import scipy.io
 
-from mini_nsd import brain, scenes
+from mini_nsd import brain, occluded_viewing, scenes
 from utils import __version__, cli, layout, store
 from utils.errors import Problem
 
@@ -201,17 +202,18 @@ def write_responses(root, plan, subject):
 
 
 def draw(index):
-    """One stimulus, in a worker: its chunk of the HDF5 file, the small picture, the visibilities and the depth."""
-    picture = scenes.render(scenes.sample(SEED, index), SIDE)
+    """One stimulus, in a worker: its chunk of the HDF5 file, the small picture, visibilities, depth and annotation."""
+    drawn = scenes.sample(SEED, index)
+    picture = scenes.render(drawn, SIDE)
     nearest = ((np.arange(DEPTH_SIDE) + 0.5) * SIDE / DEPTH_SIDE).astype(int)
     depth = picture.depth[np.ix_(nearest, nearest)].astype(np.float16)
     return (zlib.compress(picture.image.tobytes(), 4), brain.retina(picture.image[None])[0],
-            brain.visibility(picture), zlib.compress(depth.tobytes(), 4))
+            brain.visibility(picture), zlib.compress(depth.tobytes(), 4), occluded_viewing.annotation(drawn, picture))
 
 
 def write_stimuli(root, plan, pool, advance):
-    """nsd_stimuli.hdf5 and the true depth maps. Returns small pictures (n, …) and the visibilities of the objects."""
-    pictures, visible = [], []
+    """nsd_stimuli.hdf5 and the true depth maps. Returns small pictures (n, …), the objects' visibilities and annotation."""
+    pictures, visible, noted = [], [], {}
     stimuli = _made(root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5")
     truth = _made(root / "simulated/depth.hdf5")
     with h5py.File(stimuli, "w") as images, h5py.File(truth, "w") as depths:
@@ -220,14 +222,15 @@ def write_stimuli(root, plan, pool, advance):
         maps = depths.create_dataset("depth", (plan.count, DEPTH_SIDE, DEPTH_SIDE), np.float16,
                                      chunks=(1, DEPTH_SIDE, DEPTH_SIDE), compression="gzip", compression_opts=4)
         maps.attrs["unit"] = "metres from the camera, larger is farther; SIMULATED, true by construction"
-        for index, (image, small, seen, depth) in enumerate(pool.map(draw, range(plan.count), chunksize=8)):
+        for index, (image, small, seen, depth, objects) in enumerate(pool.map(draw, range(plan.count), chunksize=8)):
             # The workers have compressed the chunks; HDF5 would do it again in this process.
             bricks.id.write_direct_chunk((index, 0, 0, 0), image)
             maps.id.write_direct_chunk((index, 0, 0), depth)
             pictures.append(small)
             visible.append(seen)
+            noted[index] = objects
             advance()
-    return np.stack(pictures), visible
+    return np.stack(pictures), visible, noted
 
 
 def write_captions(root, plan):
@@ -362,15 +365,20 @@ def write_truth(root, plan, brains, options, ratios):
 # The whole
 
 
-def build(folder, subjects=tuple(SESSIONS), noise=1.0, scale=1.0, workers=WORKERS):
+def build(folder, subjects=tuple(SESSIONS), noise=1.0, scale=1.0, workers=WORKERS, completes=None,
+          gaze=occluded_viewing.GAZE):
     """Write the world to `folder`. Returns False if it was there already, made with the same options.
 
     noise: factor on the noise of every voxel. scale: share of the trials, images and voxels (tests use a tiny world).
+    completes: {ROI: how far the brain completes what an occluder hides}, default `occluded_viewing.COMPLETION`. gaze: sd of
+    fixation in the sessions of occluded viewing, degrees.
     Raises Problem if the folder holds something else. A build that is killed leaves no world: all is written to a
     hidden folder beside it, which the next build clears.
     """
     folder = Path(folder).resolve()
-    options = {"subjects": sorted(subjects), "noise": noise, "scale": scale, "version": __version__}
+    completes = completes or occluded_viewing.COMPLETION
+    options = {"subjects": sorted(subjects), "noise": noise, "scale": scale, "version": __version__,
+               "completion": completes, "gaze": gaze}
     if (folder / MARKER).exists():
         found = store.read_json(folder / MARKER)["options"]
         if found != options:
@@ -384,15 +392,24 @@ def build(folder, subjects=tuple(SESSIONS), noise=1.0, scale=1.0, workers=WORKER
 
     plan = design(scale)
     with _beside(folder) as root:
-        steps = plan.count + sum(SESSIONS[subject] for subject in subjects)
+        steps = plan.count + sum(SESSIONS[subject] + 1 for subject in subjects) + 1
+        behind = occluded_viewing.chosen(plan.shared, scale), SEED
         with _workers(workers) as pool, cli.progress(total=steps, desc="simulated NSD", unit="step") as bar:
-            pictures, visible = write_stimuli(root, plan, pool, bar.update)
+            pictures, visible, noted = write_stimuli(root, plan, pool, bar.update)
+            later = [pool.submit(occluded_viewing.write_stimuli, root, *behind, SIDE)]
             brains, ratios = {}, {}
             for subject in options["subjects"]:
                 brains[subject] = brain.make(subject, scale)
                 write_atlas(root, brains[subject])
                 write_responses(root, plan, subject)
+                later.append(pool.submit(occluded_viewing.write_session, root, brains[subject], *behind, noise, completes,
+                                         gaze, save_volume))
                 ratios[subject] = write_subject(root, plan, brains[subject], noise, pictures, visible, pool, bar.update)
+            for task in later:
+                task.result()
+                bar.update()
+        occluded_viewing.write_objects(root, noted)
+        occluded_viewing.write_description(root, completes, gaze)
         write_expdesign(root, plan)
         write_stim_info(root, plan)
         write_captions(root, plan)
@@ -473,6 +490,10 @@ def main(argv=None):
     harder.add_argument("--difficulty", choices=DIFFICULTY, default="default",
                         help="noise half of, like, or double the default, which gives noise ceilings like NSD's")
     harder.add_argument("--noise", type=_positive, metavar="X", help="the same as a factor")
+    parser.add_argument("--completion", type=_share, metavar="K",
+                        help="how far every ROI completes what an occluder hides, 0 … 1 (default: by ROI, 0.25 … 0.75)")
+    parser.add_argument("--gaze", type=_degrees, default=occluded_viewing.GAZE, metavar="DEG",
+                        help=f"sd of fixation in the sessions of occluded viewing (default: {occluded_viewing.GAZE})")
     parser.add_argument("--subjects", nargs="+", choices=SESSIONS, default=list(SESSIONS), metavar="subjNN",
                         help=f"which of {' '.join(SESSIONS)} (default: all)")
     parser.add_argument("--scale", type=partial(_positive, most=1.0), default=1.0, metavar="S",
@@ -485,7 +506,8 @@ def main(argv=None):
         parser.error("--workers must be at least 1")
 
     noise = DIFFICULTY[args.difficulty] if args.noise is None else args.noise
-    made = build(args.folder, tuple(dict.fromkeys(args.subjects)), noise, args.scale, args.workers)
+    completes = None if args.completion is None else dict.fromkeys(layout.ROIS, args.completion)
+    made = build(args.folder, tuple(dict.fromkeys(args.subjects)), noise, args.scale, args.workers, completes, args.gaze)
     found = store.read_json(args.folder / MARKER)
     cli.say(f"{args.folder} {'now holds' if made else 'already holds'} this simulated world: "
             f"{found['stimuli']} stimuli, noise {noise:g}")
@@ -497,6 +519,20 @@ def _positive(text, most=float("inf")):
     value = float(text)
     if not 0 < value <= most:
         raise argparse.ArgumentTypeError(f"must be above 0{'' if most == float('inf') else f' and at most {most:g}'}")
+    return value
+
+
+def _share(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be from 0 to 1")
+    return value
+
+
+def _degrees(text):
+    value = float(text)
+    if not 0 <= value <= brain.FIELD / 4:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {brain.FIELD / 4:g}")
     return value
 
 

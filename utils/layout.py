@@ -158,6 +158,17 @@ class Workspace:
         folders = self.workdir.glob(f"decoded/image-*/{self.subject}/samples")
         return sorted(folder.parts[-3].removeprefix("image-") for folder in folders)
 
+    # amodal_completion: is what an occluder hides in the activity?
+
+    @property
+    def completion(self):
+        """Folder of amodal_completion.py's results."""
+        return self.workdir / "amodal_completion" / self.subject
+
+    def completion_result(self, name, ending):
+        """name: "index" (csv and json), "margins" or "patterns" (csv), "completion_index" (png and pdf)."""
+        return self.completion / f"{self.subject}_{name}.{ending}"
+
     def figure(self, name, ending):
         """ending: "pdf" or "png"."""
         return self.workdir / "figures" / f"{name}_{self.subject}.{ending}"
@@ -226,6 +237,11 @@ def annotations(workdir):
 
 def occluded_stimuli(workdir):
     return Path(workdir) / "nsd_stimuli_occluded.hdf5"
+
+
+def occluded_viewing_copy(workdir, key):
+    """Where the copy of a file of the occluded viewing's stimuli lies."""
+    return Path(workdir) / Path(key)
 
 
 def stimulus_image(folder, stimulus):

@@ -81,7 +81,7 @@ def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False)
     if design.test.all() or not design.test.any():
         raise Problem(f"{int(design.test.sum())} of {ws.subject}'s {len(design.test)} stimuli are shared ones",
                       "a test set and a training set are needed: use more sessions")
-    voxels, grid, atlas_keys = _choose_voxels(root, ws.subject, choice, rois)
+    voxels, grid, atlas_keys = choose_voxels(root, ws.subject, choice, rois)
     records = _records(ws.subject, root, choice, used, voxels, atlas_keys)
 
     with store.locked(ws.mrifeat / "betas"):
@@ -110,7 +110,7 @@ def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False)
                    {tag: len(positions) for tag, positions in voxels.items()})
 
 
-def _choose_voxels(root, subject, choice, rois):
+def choose_voxels(root, subject, choice, rois):
     """{ROI tag: (n,) positions in the flattened (z, y, x) volume, ascending}, the Grid, and the keys that were read."""
     atlas = nsd.atlas(root, subject, choice.atlas)
     unknown = [roi for roi in rois or () if roi not in atlas.values]

@@ -284,14 +284,14 @@ def _short(numbers):
 
 
 class BetaVolumes:
-    """A session's betas, streamed: iterating yields one (z, y, x) int16 array per trial, in trial order.
+    """The betas of one key, streamed: iterating yields one (z, y, x) int16 array per trial, in trial order.
 
     Opening reads the header alone. Nothing is kept: a volume is valid until the next is asked for. After the last
     volume the gzip stream must end, with its checksum right. Raises Problem that names the key for whatever is wrong.
     """
 
-    def __init__(self, root, subject, session):
-        self.key = betas_key(subject, session)
+    def __init__(self, root, key):
+        self.key = key
         self.name = root.name(self.key)
         self._raw = root.open(self.key)
         self._stream = igzip.open(self._raw, "rb")
@@ -348,7 +348,7 @@ class BetaVolumes:
 
 def beta_volumes(root, subject, session):
     """A session's betas, streamed; see BetaVolumes."""
-    return BetaVolumes(root, subject, session)
+    return BetaVolumes(root, betas_key(subject, session))
 
 
 def _header(data, name):

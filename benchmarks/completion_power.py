@@ -1,0 +1,118 @@
+"""How often the completion index is wrong, and how often it finds what is there. All brains are SIMULATED.
+
+For each completion kappa, the same in every ROI, data sets are drawn: other test scenes each time (a random subset of the
+pool's), other noise in every trial, and decoders trained anew on other training trials every so often. Each is analysed as
+amodal_completion.py does. The table gives, per ROI and kappa, the mean index, its bias, the share of intervals that hold
+kappa, and how often p < 0.05: at kappa 0 the false positives, uncorrected and corrected over the ROIs (in any ROI), with
+the 95% interval of a share over that many sets; above it the power.
+
+    python benchmarks/completion_power.py [--sets 200] [--scenes 60] [--gaze 0.2] [--out table.csv]
+"""
+import argparse
+import csv
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from mini_nsd import brain, occluded_viewing  # noqa: E402
+from utils import cli, completion, layout  # noqa: E402
+
+REFITS = 5              # times that the decoders are trained anew, for each kappa
+DRAWS = 500             # permutations a set; the stage makes 2,000
+LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", type=int, default=200, help="data sets at kappa 0; a quarter at each other (default: 200)")
+    parser.add_argument("--scenes", type=int, default=60, help="test scenes a set (default: 60)")
+    parser.add_argument("--pool", type=int, default=160, help="test scenes to draw them from (default: 160)")
+    parser.add_argument("--gaze", type=float, default=occluded_viewing.GAZE, help="sd of fixation, degrees (default: 0.2)")
+    parser.add_argument("--out", type=Path, help="CSV for the table")
+    args = parser.parse_args()
+
+    started = time.monotonic()
+    one = brain.make("subj01")
+    experiment = occluded_viewing.experiment(one, 930, args.pool, gaze=args.gaze)
+    rows = []
+    with cli.progress(total=args.sets + (len(LEVELS) - 1) * (args.sets // 4), desc="data sets") as bar:
+        sets = {level: args.sets if level == 0 else args.sets // 4 for level in LEVELS}
+        found = {level: [] for level in LEVELS}
+        for refit in range(REFITS):
+            readers = fitted(experiment, refit)
+            for level in LEVELS:
+                for number in range(refit, sets[level], REFITS):
+                    rng = np.random.default_rng((number, int(1000 * level), 11))
+                    found[level].append(analysed(experiment, readers, level, args.scenes, rng))
+                    bar.update()
+    print(f"SIMULATED: {args.scenes} scenes × {len(occluded_viewing.PAIRS) * 2 + 1} occluders × "
+          f"{occluded_viewing.REPEATS} trials, gaze sd {args.gaze:g} deg")
+    print(f"{'kappa':>6} {'ROI':12} {'feature':8} {'sets':>4} {'index':>7} {'sd':>6} {'bias':>6} {'covered':>8} "
+          f"{'p<.05':>6} {'corr.':>6} {'signal':>6}")
+    for level in LEVELS:
+        for roi in layout.ROIS:
+            each = [one[roi] for one in found[level]]
+            index = np.array([one["index"] for one in each])
+            row = [level, roi, completion.feature_of(roi), len(each), np.median(index), index.std(),
+                   np.median(index) - level, np.mean([one["low"] <= level <= one["high"] for one in each]),
+                   np.mean([one["p"] < 0.05 for one in each]), np.mean([one["corrected"] < 0.05 for one in each]),
+                   np.mean([one["signal"] for one in each])]
+            rows.append(row)
+            print(f"{level:6.2f} {roi:12} {row[2]:8} {row[3]:4} {row[4]:7.3f} {row[5]:6.3f} {row[6]:6.3f} {row[7]:8.2f} "
+                  f"{row[8]:6.3f} {row[9]:6.3f} {row[10]:6.2f}")
+        any_roi = sum(any(one[roi]["corrected"] < 0.05 for roi in layout.ROIS) for one in found[level])
+        low, high = stats.binomtest(any_roi, len(found[level])).proportion_ci(method="exact")
+        print(f"{level:6.2f} any ROI, corrected: {any_roi} of {len(found[level])} = "
+              f"{any_roi / len(found[level]):.3f} [{low:.3f}, {high:.3f}]")
+    cli.say(f"{time.monotonic() - started:.0f} s")
+    if args.out:
+        with open(args.out, "w", newline="") as file:
+            csv.writer(file).writerows([["kappa", "roi", "feature", "sets", "index", "sd", "bias", "covered", "p_below_05",
+                                         "corrected_below_05", "enough_signal"], *rows])
+
+
+def fitted(experiment, refit):
+    """{ROI: (voxels, Readout, what it decodes from the visible-only model)}, trained on trials of their own."""
+    found, rng = {}, np.random.default_rng((refit, 12))
+    for label, roi in enumerate(layout.ROIS, 1):
+        here = np.flatnonzero(experiment.one.roi == label)
+        feature = completion.feature_of(roi)
+        betas = 300 * (experiment.trained[experiment.rows][:, here] + experiment.noise(len(experiment.rows), here, rng))
+        readout = completion.readouts(betas, experiment.rows, {feature: experiment.material.features[feature][0]})[feature]
+        visible, _ = completion.visible_only(experiment.material, betas, experiment.rows)
+        found[roi] = here, readout, visible @ readout.weights + readout.offset
+    return found
+
+
+def analysed(experiment, readers, level, scenes, rng):
+    """{ROI: what the stage would report} of one data set."""
+    material = experiment.material
+    images = material.views.rows
+    count = len(experiment.whole)
+    kept = np.isin(images, rng.choice(count, scenes, replace=False))
+    views, present = images[kept], np.unique(images[kept])
+    position = np.searchsorted(present, views)
+    found, observed, null = {}, {}, {}
+    for roi, (here, readout, visible) in readers.items():
+        feature = completion.feature_of(roi)
+        clean = ((1 - level) * experiment.visible + level * experiment.filled)[:, kept][:, :, here].mean(0)
+        seen = readout(300 * (clean + experiment.noise(kept.sum(), here, rng) / np.sqrt(occluded_viewing.REPEATS)))
+        noise = experiment.noise(len(present), here, rng) / np.sqrt(occluded_viewing.WHOLE_TRIALS)
+        whole = readout(300 * (experiment.whole[present][:, here] + noise))
+        axes = [axis for each in material.axes[feature] if (axis := each.take(kept)) is not None]
+        scores = completion.score(seen, whole[position], visible[kept], axes, position, len(present))
+        low, high = completion.interval(scores.above, scores.below, int(rng.integers(1 << 31)))
+        observed[roi], null[roi] = completion.permuted(scores, 42, DRAWS)
+        r2 = completion.explained(whole, material.features[feature][1][present])
+        found[roi] = {"index": scores.index, "low": low, "high": high, "signal": completion.enough_signal(r2, scores.below)}
+    for roi, (p, corrected) in completion.p_values(observed, null).items():
+        found[roi] |= {"p": p, "corrected": corrected}
+    return found
+
+
+if __name__ == "__main__":
+    main()
