@@ -180,7 +180,7 @@ def test_a_control_and_the_twin_write_files_of_their_own(world, stimuli):
     decode(world, "blip", "nsd", embeddings.flip(0).flatten(1).numpy(), more=["--shuffle_trials", "7"])
     decode(world, "blip_occluded", "occluded", embeddings.flatten(1).numpy(), decode_captions_occluded.main)
     folder = world.decoded / "captions"
-    assert sorted(path.name for path in folder.glob("*.csv")) == [
+    assert sorted(path.name for path in folder.glob("captions_brain*.csv")) == [
         "captions_brain_blip_occluded_occluded.csv", "captions_brain_shuffled7.csv"]
     assert captioning.read(world.captions(control="shuffled7"), 4, "x") == captioner.caption(embeddings.flip(0))
 
