@@ -225,7 +225,8 @@ class Material:
     features {name: (train (n, d), test (m, d))}: standardised over the training pictures. axes, control {name: [Axis]}:
     for views that hide no object wholly, and for those that do (`gone` (v,)), there along what the gone objects hold.
     train_appearance (n, p), view_appearance (v, p). context_r2 {name: share of the hidden content's variance that the
-    context predicts, over the test views}.
+    context predicts, over the test views}. guess {name: (v, d)}: what it predicts there, NaN where nothing is hidden.
+    units {name: mean and sd (2, d)}: of the features before they were standardised.
     """
 
     views: Views
@@ -236,6 +237,8 @@ class Material:
     train_appearance: np.ndarray
     view_appearance: np.ndarray
     context_r2: dict
+    guess: dict
+    units: dict
 
 
 def prepare(train, test, views, extra=None, progress=lambda done: None):
@@ -249,12 +252,13 @@ def prepare(train, test, views, extra=None, progress=lambda done: None):
     if test.labels is not None:
         gone = np.array([(seen <= SEEN).any() for seen in shown.seen])
         raw["objects"] = (inventory(train), inventory(test), None)
-    features = {}
+    features, units = {}, {}
     for name, (fit, held, _) in raw.items():
-        mean, sd = fit.mean(0), np.maximum(fit.std(0), 1e-6)
+        mean, sd = units[name] = np.stack([fit.mean(0), np.maximum(fit.std(0), 1e-6)])
         features[name] = ((fit - mean) / sd, (held - mean) / sd)
     found = Material(views, features, gone, {name: [] for name in raw}, {name: [] for name in raw},
-                     appearance(train), appearance(shown), {})
+                     appearance(train), appearance(shown), {},
+                     {name: np.full((len(gone), each[0].shape[1]), np.nan, np.float32) for name, each in raw.items()}, units)
     left, total = dict.fromkeys(raw, 0.0), dict.fromkeys(raw, 0.0)
     lost = {name: [] for name in raw}
     seen_context = context(shown)
@@ -271,7 +275,8 @@ def prepare(train, test, views, extra=None, progress=lambda done: None):
             fit, held = features[feature][0][:, dims], features[feature][1][views.rows[rows]][:, dims]
             # A mask that a single view has cannot enter the index; the penalty of its control need not be its own.
             model = Ridge(fitted, fit, None if len(rows) >= MIN_GROUP else 100.0)
-            beyond = held - model.predict(seen_context[rows])
+            found.guess[feature][np.ix_(rows, dims)] = model.predict(seen_context[rows])
+            beyond = held - found.guess[feature][np.ix_(rows, dims)]
             whole_in_view = ~gone[rows]
             left[feature] += (beyond[whole_in_view] ** 2).sum()
             total[feature] += ((held - held.mean(0))[whole_in_view] ** 2).sum()
@@ -285,7 +290,7 @@ def prepare(train, test, views, extra=None, progress=lambda done: None):
                         lost[feature].append((row, dims, truth, guess, inside, depth[dims]))
         progress(1)
     for name in raw:
-        found.context_r2[name] = 1 - left[name] / max(total[name], 1e-9)
+        found.context_r2[name] = float(1 - left[name] / max(total[name], 1e-9))
         found.control[name] = _control(lost[name], name == "objects")
     return found
 
@@ -496,6 +501,24 @@ def enough_signal(decoded_r2, below):
     """Whether the feature is decoded from whole images at all, and the index's denominator stands clear of 0."""
     error = below.std(ddof=1) / np.sqrt(len(below))
     return bool(decoded_r2 >= SIGNAL_R2 and below.mean() >= SIGNAL_Z * error)
+
+
+def guessed(material, feature, views, invented, seed=42):
+    """How much of the innovation a guess without a brain holds: (value, low, high), 1 for the truth, 0 for the context's.
+
+    views (k,): the views for which `invented` (k, d) gives the feature, standardised as material's. It is what a generator
+    makes up behind the occluder; what it gets right beyond the context model, an index could not tell from completion.
+    """
+    count = len(material.features[feature][1])
+    above, below, at = np.zeros(count), np.zeros(count), {int(view): row for row, view in enumerate(views)}
+    for axis in material.axes[feature]:
+        for row, values in zip(axis.rows, axis.values):
+            if int(row) in at:
+                image, guess = material.views.rows[row], material.guess[feature][row, axis.dims]
+                above[image] += (invented[at[int(row)], axis.dims] - guess) @ values
+                below[image] += (material.features[feature][1][image, axis.dims] - guess) @ values
+    there = below != 0
+    return float(above.sum() / below.sum()), *interval(above[there], below[there], seed)
 
 
 # the field's pattern indices

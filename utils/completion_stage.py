@@ -1,0 +1,327 @@
+"""What amodal_completion.py does around the numerics of utils/completion.py: reading, one ROI after another, writing."""
+import csv
+import io
+from dataclasses import dataclass
+
+import h5py
+import numpy as np
+
+from utils import cli, completion, decoding, diffusion, features, inpainting, layout, models, mrifeat, nsd, occluded_viewing
+from utils import s3, store, trials
+from utils.errors import Problem
+
+SCRIPT = "amodal_completion.py"
+INPAINT_BATCH = 16
+FIELDS = ("roi", "feature", "primary", "index", "low", "high", "p", "p_corrected", "truth", "enough_signal", "decoded_r2",
+          "whole", "whole_low", "whole_high", "reliability", "hidden", "hidden_low", "hidden_high", "images", "views", "voxels")
+
+
+def run(args):
+    """Analyse one subject and write every result; returns the rows of the index table, see FIELDS."""
+    ws, root = layout.Workspace.of(args), s3.Root.from_env()
+    rois = args.roi or layout.ROIS
+    events = occluded_viewing.events(root, args.subject)
+    found = _load_voxels(ws, root, rois, events)
+    wanted = store.record(SCRIPT, {"subject": args.subject, "rois": list(rois), "seed": args.seed, "inpaint": args.inpaint},
+                          _inputs(ws, rois), sources=_versions(root, args.subject))
+    table = ws.completion_result("index", "csv")
+    if store.is_done(table, wanted, args.overwrite):
+        return read_table(ws), store.read_json(layout.sidecar(table))
+    material, pairs, stimuli = _material(args, ws, root, events, found)
+    results, curves, patterns, decoded = [], [], [], {}
+    observed, null = {}, {}
+    shown_again = _trials_of_views(events, pairs)
+    with cli.progress(rois, desc=args.subject, unit="ROI") as bar:
+        for roi in bar:
+            brain = _one_roi(roi, found, material, events, shown_again, stimuli, args.seed)
+            results += brain.rows
+            curves += brain.margins
+            patterns.append(brain.patterns)
+            observed[roi], null[roi] = brain.permuted
+            decoded[roi] = brain.local
+    _finish_p(results, observed, null, occluded_viewing.truth(root))
+    generator = _generator(args, root, material, pairs, stimuli) if args.inpaint else {}
+    ws.completion.mkdir(parents=True, exist_ok=True)
+    _write_decoded(ws, material, pairs, decoded)
+    _write_csv(ws.completion_result("margins", "csv"), ("roi", "margin", "index", "low", "high"), curves)
+    _write_csv(ws.completion_result("patterns", "csv"),
+               ("roi", "object_completion", "completion_low", "completion_high",
+                "occlusion_invariance", "invariance_low", "invariance_high"), patterns)
+    _write_csv(table, FIELDS, results)
+    summary = {"context_r2": material.context_r2, "generator": generator,
+               "simulated": occluded_viewing.truth(root) is not None, "views_with_a_hidden_object": int(material.gone.sum())}
+    store.finish(table, wanted, **summary)
+    return read_table(ws), summary
+
+
+def _versions(root, subject):
+    keys = [occluded_viewing.events_key(subject), occluded_viewing.betas_key(subject), occluded_viewing.SHOWN_KEY]
+    keys += [key for key in (occluded_viewing.OBJECTS_KEY, occluded_viewing.TRUTH_KEY) if root.exists(key)]
+    return {key: root.version(key).tag for key in keys}
+
+
+def _inputs(ws, rois):
+    latent = [path for use in ("each", "ave") if (path := ws.subject_features(use, "init_latent")).exists()]
+    return [ws.stims, *(ws.betas(roi, split) for roi in rois for split in trials.SPLITS), *latent[:1]]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Voxels of whole images (`trials.Voxels` and test trials by ROI) and of the occluded viewing, and the split."""
+
+    voxels: dict
+    test: dict
+    test_split: trials.Split
+    occluded: dict
+
+
+def _load_voxels(ws, root, rois, events):
+    choice = layout.VoxelChoice()
+    voxels = {roi: trials.load_voxels(ws, [roi], choice) for roi in rois}
+    positions, grid, _ = mrifeat.choose_voxels(root, ws.subject, choice, rois)
+    occluded = occluded_viewing.betas(root, ws.subject, positions, grid, len(events.stimuli))
+    test = {roi: store.read_npy(ws.betas(roi, "te")) for roi in rois}
+    for roi in rois:
+        if occluded[roi].shape[1] != test[roi].shape[1]:
+            raise Problem(f"{roi} has {test[roi].shape[1]} voxels in mrifeat and {occluded[roi].shape[1]} in its atlas",
+                          f"run make_subjmri.py --subject {ws.subject} --overwrite")
+    return Found(voxels, test, trials.load_design(ws).split("te"), occluded)
+
+
+def _material(args, ws, root, events, found):
+    """(`completion.Material`, [(stimulus, mask)] of the views, (m,) test stimuli that have views)."""
+    one = next(iter(found.voxels.values()))
+    stimuli = np.unique(events.stimuli[~events.whole])
+    shown_path = occluded_viewing.fetch(root, occluded_viewing.SHOWN_KEY, args.workdir)
+    strange = np.setdiff1d(stimuli, one.test_stimuli)
+    if len(strange):
+        raise Problem(f"{len(strange)} of the occluded stimuli (the first is {strange[0]}) are no test stimuli",
+                      "decoders are trained on the others: show stimuli that NSD's subjects share")
+    views, pairs = occluded_viewing.views(shown_path, events, stimuli)
+    with nsd.Stimuli(nsd.stimuli_path(root, args.workdir)) as source:
+        small = {name: np.concatenate([occluded_viewing.small(source.read(ids[start:start + 64]))
+                                       for start in range(0, len(ids), 64)])
+                 for name, ids in (("train", one.train_stimuli), ("test", stimuli))}
+    train, test = completion.Pictures(small["train"]), completion.Pictures(small["test"])
+    if root.exists(occluded_viewing.OBJECTS_KEY):
+        noted = occluded_viewing.Annotation(occluded_viewing.fetch(root, occluded_viewing.OBJECTS_KEY, args.workdir))
+        train, test = noted.pictures(train.images, one.train_stimuli), noted.pictures(test.images, stimuli)
+    else:
+        cli.say("no annotation of objects: only local features, and views that hide an object wholly cannot be told apart")
+    count = len(np.unique(views.masks))
+    with cli.progress(total=count, desc="hidden beyond context", unit="mask") as bar:
+        return completion.prepare(train, test, views, _latent(ws, one, stimuli), bar.update), pairs, stimuli
+
+
+def _latent(ws, voxels, stimuli):
+    """{"latent": …} for `completion.prepare` if the subject's init_latent is there."""
+    if not any(ws.subject_features(use, "init_latent").exists() for use in ("each", "ave")):
+        return {}
+    with decoding.open_features(ws, "each", "init_latent", "original") as matrix:
+        decoding.check_pairing(matrix, voxels)
+        train, test = matrix.features("tr")[:], matrix.features("te")[:]
+    side = int(round(np.sqrt(train.shape[1] / 4)))
+    rows = np.searchsorted(voxels.test_stimuli, stimuli, sorter=(order := np.argsort(voxels.test_stimuli)))
+    return {"latent": (train, test[order[rows]], completion.grid_depth(side, 4))}
+
+
+def _trials_of_views(events, pairs):
+    """[(trials of the view)] in scan order, for every view."""
+    where = {pair: [] for pair in pairs}
+    for trial in np.flatnonzero(~events.whole):
+        where[int(events.stimuli[trial]), str(events.masks[trial])].append(trial)
+    return [np.array(where[pair]) for pair in pairs]
+
+
+@dataclass(frozen=True)
+class Brain:
+    rows: list
+    margins: list
+    patterns: dict
+    permuted: tuple
+    local: np.ndarray
+
+
+def _one_roi(roi, found, material, events, shown_again, stimuli, seed):
+    """What one ROI says: see Brain. local (views, dims): its decoded local features, in their own units."""
+    voxels, occluded = found.voxels[roi], found.occluded[roi]
+    train = voxels.train
+    readout = completion.readouts(train, voxels.train_rows, {name: each[0] for name, each in material.features.items()})
+    visible, _ = completion.visible_only(material, train, voxels.train_rows)
+    whole, halves, single = _whole_images(found, roi, events, stimuli)
+    average = np.stack([occluded[again].mean(0) for again in shown_again])
+    images, count = material.views.rows, len(stimuli)
+
+    rows, margins, permuted = [], [], None
+    primary = completion.feature_of(roi) if "objects" in readout else "local"
+    for feature, decode in readout.items():
+        predicted = visible @ decode.weights + decode.offset
+        decoded, of_whole = decode(average), decode(whole)
+
+        def measured(axes, seen=decoded, reference=of_whole):
+            return completion.score(seen, reference[images], predicted, axes, images, count)
+
+        scores = measured(material.axes[feature])
+        if not scores.below.any():
+            continue
+        bounds = completion.interval(*_present(scores), seed)
+        truth = material.features[feature][1]
+        r2 = completion.explained(of_whole, truth)
+        ceiling = measured(material.axes[feature], decode(halves[0])[images], decode(halves[1]))
+        hidden = measured(material.control[feature])
+        hidden_bounds = completion.interval(*_present(hidden), seed) if hidden.below.any() else (np.nan, np.nan)
+        there = scores.below != 0
+        r = np.corrcoef(ceiling.above[there], ceiling.below[there])[0, 1]
+        rows.append({
+            "roi": roi, "feature": feature, "primary": feature == primary, "index": scores.index, "low": bounds[0],
+            "high": bounds[1], "enough_signal": completion.enough_signal(r2, scores.below[there]), "decoded_r2": r2,
+            "whole": ceiling.index, **dict(zip(("whole_low", "whole_high"), completion.interval(*_present(ceiling), seed))),
+            "reliability": 2 * r / (1 + r), "hidden": hidden.index if hidden.below.any() else np.nan,
+            "hidden_low": hidden_bounds[0], "hidden_high": hidden_bounds[1], "images": int(there.sum()),
+            "views": int((~material.gone).sum()), "voxels": train.shape[1]})
+        tested = completion.permuted(scores, seed)
+        rows[-1]["p"] = completion.p_values({roi: tested[0]}, {roi: tested[1]})[roi][0]
+        if feature == primary:
+            permuted = tested
+        if feature == "local":
+            local = decoded * material.units[feature][1] + material.units[feature][0]
+            for margin in completion.MARGINS:
+                axes = [axis for each in material.axes[feature] if (axis := each.eroded(margin)) is not None]
+                if not axes:
+                    continue
+                eroded = measured(axes)
+                low, high = completion.interval(*_present(eroded), seed)
+                margins.append({"roi": roi, "margin": margin, "index": eroded.index, "low": low, "high": high})
+
+    standard = next(iter(readout.values())).standardised
+    first, second = (standard(np.stack([occluded[again[part::2]].mean(0) for again in shown_again])) for part in (0, 1)) \
+        if min(map(len, shown_again)) > 1 else (None, None)
+    patterns = {"roi": roi}
+    if first is not None:
+        both = completion.pattern_indices(first, second, standard(single), images, material.views.masks,
+                                          complementary(material.views), seed)
+        for name, short, found_index in zip(("object_completion", "occlusion_invariance"), ("completion", "invariance"), both):
+            patterns |= {name: found_index[0], f"{short}_low": found_index[1], f"{short}_high": found_index[2]}
+    return Brain(rows, margins, patterns, permuted, local)
+
+
+def _present(scores):
+    there = scores.below != 0
+    return scores.above[there], scores.below[there]
+
+
+def _whole_images(found, roi, events, stimuli):
+    """Test stimuli seen whole: mean over all their trials (m, voxels), over either half of them, and the first trial.
+
+    Trials of NSD and whole trials among the occluded viewing count alike; a stimulus seen once has equal halves.
+    """
+    test, split, occluded = found.test[roi], found.test_split, found.occluded[roi]
+    position = {int(stimulus): row for row, stimulus in enumerate(split.stimuli)}
+    groups = []
+    for stimulus in stimuli:
+        groups.append(np.concatenate([test[split.rows == position[int(stimulus)]],
+                                      occluded[events.whole & (events.stimuli == stimulus)]]))
+    means = np.stack([group.mean(0) for group in groups])
+    halves = [np.stack([group[part::2].mean(0) if len(group) > 1 else group[0] for group in groups]) for part in (0, 1)]
+    return means, halves, np.stack([group[0] for group in groups])
+
+
+def complementary(views):
+    """[(mask, mask)] of which one hides exactly what the other shows."""
+    hidden = dict(zip(views.masks, views.hidden))
+    names = sorted(hidden)
+    return [(one, other) for k, one in enumerate(names) for other in names[k + 1:]
+            if np.array_equal(hidden[one], ~hidden[other])]
+
+
+def _finish_p(rows, observed, null, truth):
+    """Corrected p of each ROI's primary feature; and the truth, where it is known."""
+    corrected = completion.p_values(observed, null)
+    for row in rows:
+        row["p_corrected"] = corrected[row["roi"]][1] if row["primary"] else np.nan
+        row["truth"] = np.nan if truth is None else truth[row["roi"]]
+
+
+# the control without a brain
+
+
+def _generator(args, root, material, pairs, stimuli):
+    """{how it was told: [hallucination index, low, high]} of the diffusion model's own pictures of what is hidden.
+
+    Without captions, and with those of the whole image: a caption names what is hidden, so this is what a reconstruction
+    that is conditioned on them would show whatever the brain does.
+    """
+    device = cli.device(args.gpu)
+    model = diffusion.LatentDiffusion(models.stable_diffusion(device, models.precision("auto", device)))
+    chosen = np.flatnonzero(~material.gone & ~np.char.startswith(material.views.masks.astype(str), "lid"))
+    chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(args.inpaint, len(chosen))).round().astype(int))]
+    views = material.views.take(chosen)
+    captions = nsd.captions(root, args.workdir)
+    shape = (model.latent_channels, model.latent_side, model.latent_side)
+    invented = {"no captions": [], "captions of the whole image": []}
+    with cli.progress(total=2 * len(chosen), desc="inpainting without a brain", unit="img") as bar:
+        for start in range(0, len(chosen), INPAINT_BATCH):
+            part = slice(start, start + INPAINT_BATCH)
+            noise = np.stack([diffusion.sample_noise(args.seed, int(k), 0, shape).numpy() for k in chosen[part]])
+            told = model.caption_features([captions[pairs[k][0]] for k in chosen[part]])
+            for how, conditioning in (("no captions", None), ("captions of the whole image", told)):
+                made = inpainting.inpaint(model, views.shown[part], views.hidden[part],
+                                          diffusion.torch.from_numpy(noise), conditioning)
+                invented[how].append(completion.local(occluded_viewing.small(made)))
+                bar.update(len(made))
+    mean, sd = material.units["local"]
+    return {how: completion.guessed(material, "local", chosen, (np.concatenate(made) - mean) / sd, args.seed)
+            for how, made in invented.items()}
+
+
+# writing and reading
+
+
+def _write_csv(path, fields, rows):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n", restval="")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: f"{value:.6g}" if isinstance(value, (float, np.floating)) else value
+                         for key, value in row.items()})
+    store.write_text(path, text.getvalue())
+
+
+def read_table(ws):
+    """Rows of index.csv as {field: value}: numbers as float (NaN where empty), yes and no as bool."""
+    def value(field, text):
+        return text if field in ("roi", "feature") else text == "True" if field in ("primary", "enough_signal") else float(text)
+
+    with open(ws.completion_result("index", "csv"), newline="") as file:
+        return [{field: value(field, text) for field, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _write_decoded(ws, material, pairs, decoded):
+    """What came back, picture by picture: (views, 20, 20, 3) luminance, red–green, blue–yellow."""
+    shape = (-1, completion.GRID, completion.GRID, 3)
+    mean, sd = material.units["local"]
+    views = material.views
+    with store.atomic(ws.completion_result("decoded", "h5")) as temporary, h5py.File(temporary, "w") as file:
+        file["stim_ids"] = np.array([stimulus for stimulus, _ in pairs], np.int64)
+        file["mask_ids"] = np.array([mask for _, mask in pairs], object)
+        file["gone"] = material.gone
+        hidden = ~np.isnan(material.guess["local"])
+        file["hidden"] = hidden.reshape(shape)[..., 0]
+        file["truth"] = (material.features["local"][1][views.rows] * sd + mean).reshape(shape).astype(np.float16)
+        file["context"] = (material.guess["local"] * sd + mean).reshape(shape).astype(np.float16)
+        for roi, values in decoded.items():
+            file[f"decoded/{roi}"] = values.reshape(shape).astype(np.float16)
+        file.attrs["channels"] = ["luminance - 0.5", "red - green", "blue - (red + green) / 2"]
+
+
+def sentence(row):
+    """One line for a reader."""
+    known = "" if np.isnan(row["truth"]) else f", SIMULATED truth {row['truth']:.2f}"
+    hidden = "" if np.isnan(row["hidden"]) else (f"; wholly hidden objects {row['hidden']:.2f} "
+                                                 f"[{row['hidden_low']:.2f}, {row['hidden_high']:.2f}]")
+    if not row["enough_signal"]:
+        return (f"{row['roi']} ({row['feature']}): too little signal to say (index {row['index']:.2f} "
+                f"[{row['low']:.2f}, {row['high']:.2f}]{known})")
+    p = "p < 0.001" if row["p_corrected"] < 0.001 else f"p = {row['p_corrected']:.3f}"
+    return (f"{row['roi']} ({row['feature']}): completion index {row['index']:.2f} [{row['low']:.2f}, {row['high']:.2f}], "
+            f"{p} corrected over ROIs{known}{hidden}")
