@@ -25,24 +25,29 @@ SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear
                 steps_offset=1, set_alpha_to_one=False, clip_sample=False)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A folder in the hub's layout, in bfloat16, named by NSD_MODELS. The vocabulary is the small model's, padded to 77."""
+def write_stable_diffusion(folder):
+    """Stable Diffusion 1.4 in the hub's layout, random bfloat16 weights; the small model's vocabulary, padded to 77."""
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     AutoencoderKL(**VAE).to(torch.bfloat16).save_pretrained(folder / "sd/vae")
     UNet2DConditionModel(**UNET).to(torch.bfloat16).save_pretrained(folder / "sd/unet")
     CLIPTextModel(CLIPTextConfig(**TEXT)).to(torch.bfloat16).save_pretrained(folder / "sd/text_encoder")
     DDIMScheduler(**SCHEDULE).save_pretrained(folder / "sd/scheduler")
     target = folder / "sd/tokenizer"
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     for path in (models.TINY / "sd/tokenizer").iterdir():
         (target / path.name).write_bytes(path.read_bytes())
     config = json.loads((target / "tokenizer_config.json").read_text()) | {"model_max_length": 77}
     (target / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder in the hub's layout, named by NSD_MODELS."""
+    folder = tmp_path_factory.mktemp("models")
+    write_stable_diffusion(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NSD_MODELS", str(folder))
         models.forget()

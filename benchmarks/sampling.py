@@ -1,0 +1,143 @@
+"""Feature extraction against the published procedure, precision, and solvers with fewer steps than DDIM's 50.
+
+    python benchmarks/sampling.py                        # the small models (simulated scenes)
+    python benchmarks/sampling.py --workdir demo/work    # and solvers by identification, on what the demo decoded
+    python benchmarks/sampling.py --real                 # and SD 1.4's architecture, random weights, 6 GB of memory
+
+The published img2feat_sd1 encodes one image, runs 40 guided denoising steps at batch 1, decodes and throws the result
+away (SPEC §6.9). Both sides use the same weights in the same run; the fastest of a few repeats counts.
+"""
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from mini_nsd import scenes  # noqa: E402
+from utils import diffusion, evaluators, identification, images, layout, models  # noqa: E402
+
+CPU = torch.device("cpu")
+IMAGES, CAPTIONS = 64, 5
+PUBLISHED_STEPS = round(diffusion.STRENGTH * diffusion.STEPS)
+SOLVERS = (("ddim", 50), ("ddim", 20), ("ddim", 10), ("dpm", 20), ("dpm", 10), ("dpm", 5), ("unipc", 20), ("unipc", 10),
+           ("unipc", 5))
+
+
+def fastest(function, repeats):
+    """Seconds of the fastest of `repeats` calls, after one that is not counted."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def ours(model, stimuli, captions):
+    model.encode(model.prepare(stimuli))
+    model.caption_features(captions)
+
+
+def published(model, stimulus, captions):
+    """One image through the published procedure, at the same feature size."""
+    latent = model.encode(model.prepare(stimulus[None]))
+    text = model.caption_features([captions])
+    noise = diffusion.sample_noise(42, 0, 0, model.latent_shape)[None]
+    small = diffusion.enlarge(model.decode(latent), model.feature_size)
+    model.img2img(small, text, noise, progress=False)
+
+
+def features(model, name, count, repeats):
+    drawn = [scenes.sample(73, index) for index in range(count)]
+    stimuli = np.stack([scenes.render(scene).image for scene in drawn])
+    captions = [scenes.captions(scene)[:CAPTIONS] for scene in drawn]
+    each = fastest(lambda: ours(model, stimuli, captions), repeats) / count
+    theirs = fastest(lambda: published(model, stimuli[0], captions[0]), repeats)
+    print(f"{name:<44} {1 / each:>9.2f} {1 / theirs:>10.3f} {theirs / each:>8.0f}×")
+
+
+def precision(build, shape, name):
+    """Seconds of one UNet step, float32 against bfloat16, and how far apart the outputs are."""
+    torch.manual_seed(0)
+    latents, text = torch.randn(shape), torch.randn(shape[0], *build(torch.float32).text_shape)
+    seconds, outputs = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = build(dtype)
+
+        @torch.inference_mode()
+        def step():
+            return model.checkpoint.unet(latents.to(dtype), 500, encoder_hidden_states=text.to(dtype)).sample.float()
+        seconds.append(fastest(step, 2))
+        outputs.append(step())
+    apart = float((outputs[0] - outputs[1]).std() / outputs[0].std())
+    print(f"{name:<44} {seconds[0]:>9.2f} {seconds[1]:>10.2f} {seconds[0] / seconds[1]:>8.1f}×   (outputs differ by "
+          f"{apart:.1%} of their sd)")
+
+
+def small(dtype):
+    os.environ["NSD_MODELS"] = "tiny"
+    return diffusion.LatentDiffusion(models.StableDiffusion("sd", CPU, dtype))
+
+
+def solvers(workdir, count):
+    """Identification and agreement with DDIM's 50 steps, by solver and steps, from what the demo decoded."""
+    model, ws = small(torch.bfloat16), layout.Workspace(Path(workdir), "subj01")
+    judges = evaluators.Evaluators(["clip", "alexnet5"], CPU)
+    latents, text = (np.load(ws.scores([roi], name))[:count] for name, roi in (("init_latent", "early"), ("c", "ventral")))
+    originals = judges(np.stack([images.load(layout.original_image(ws.samples("cvpr"), index)) for index in range(count)]))
+    start = model.start_image(torch.from_numpy(latents))
+    noise = torch.stack([diffusion.sample_noise(42, index, 0, (4, model.latent_side, model.latent_side)) for index in range(count)])
+    conditioning = torch.from_numpy(text).reshape(-1, *model.text_shape)
+    reference = None
+    print(f"\n{'solver, ' + str(count) + ' simulated test images × 1':<44} {'s/image':>9} {'clip':>10} {'alexnet5':>9} {'levels from DDIM 50':>20}")
+    for solver, steps in SOLVERS:
+        began = time.perf_counter()
+        pixels = torch.cat([model.img2img(*part, steps=steps, solver=solver, progress=False) for part in zip(
+            start.split(16), conditioning.split(16), noise.split(16))])
+        seconds = time.perf_counter() - began
+        pictures = images.to_pixels(pixels)
+        reference = pictures if reference is None else reference
+        found = judges(pictures)
+        scores = [identification.accuracy(identification.correlations(
+            range(count), originals[name].__getitem__, lambda j, name=name: found[name][j:j + 1])).mean() for name in ("clip", "alexnet5")]
+        apart = np.abs(pictures.astype(int) - reference).mean()
+        print(f"{solver + ' ' + str(steps):<44} {seconds / count:>9.2f} {scores[0]:>10.3f} {scores[1]:>9.3f} {apart:>20.1f}")
+
+
+def real(folder):
+    """SD 1.4's architecture with random weights, as the slow tests build it."""
+    from tests.test_real_architectures import write_stable_diffusion
+
+    write_stable_diffusion(folder)
+    os.environ["NSD_MODELS"] = str(folder)
+    return lambda dtype: diffusion.LatentDiffusion(models.StableDiffusion("sd", CPU, dtype))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", help="a working folder of the demo, for the solvers")
+    parser.add_argument("--images", type=int, default=48, help="test images for the solvers (default: 48)")
+    parser.add_argument("--real", type=Path, metavar="DIR", help="also SD 1.4's architecture, random weights, written to DIR")
+    args = parser.parse_args()
+    print(f"{'features (init_latent and c)':<44} {'images/s':>9} {'published':>10} {'ratio':>9}")
+    features(small(torch.bfloat16), "small models, bfloat16", IMAGES, 3)
+    build = None
+    if args.real:
+        build = real(args.real)
+        features(build(torch.bfloat16), "SD 1.4 architecture, bfloat16, 4 images", 4, 1)
+    print(f"\n{'one UNet step':<44} {'float32 s':>9} {'bfloat16 s':>10} {'ratio':>9}")
+    precision(small, (16, 4, 16, 16), "small UNet, batch 16")
+    if build:
+        os.environ["NSD_MODELS"] = str(args.real)
+        precision(build, (2, 4, 64, 64), "SD 1.4 UNet, 64×64, batch 2")
+    if args.workdir:
+        solvers(args.workdir, args.images)
+
+
+if __name__ == "__main__":
+    main()
