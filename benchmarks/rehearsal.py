@@ -1,6 +1,6 @@
 """The CVPR method's stages at NSD's true shapes on this machine: time, peak memory, disk, projected to one subject.
 
-    python benchmarks/rehearsal.py --models DIR      # DIR gets SD 1.4's architecture with random weights (2 GB)
+    python benchmarks/rehearsal.py                   # 7 minutes; writes SD 1.4's architecture, random weights, to .bench (2 GB)
 
 Inputs are synthetic, sizes are subj01's. Each stage runs on a slice, in a process of its own, and is scaled; what is
 measured and what it is scaled to are printed. No GPU is used: what one would take has not been measured.
@@ -170,7 +170,8 @@ def duration(seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="where SD 1.4's architecture is, or is written")
+    parser.add_argument("--models", type=Path, default=ROOT / ".bench", metavar="DIR",
+                        help="where SD 1.4's architecture is, or is written (default: .bench)")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stage:

@@ -1,8 +1,9 @@
 """Feature extraction against the published procedure, precision, and solvers with fewer steps than DDIM's 50.
 
-    python benchmarks/sampling.py                        # the small models (simulated scenes)
-    python benchmarks/sampling.py --workdir demo/work    # and solvers by identification, on what the demo decoded
-    python benchmarks/sampling.py --real                 # and SD 1.4's architecture, random weights, 6 GB of memory
+    python benchmarks/sampling.py            # 15 minutes; needs 6 GB, and 2 GB of disk in .bench
+    python benchmarks/sampling.py --small    # without SD 1.4's architecture (random weights): 3 minutes
+
+Solvers are compared on what `make demo` decoded (SIMULATED subject), so that comes first; else they are left out.
 
 The published img2feat_sd1 encodes one image, runs 40 guided denoising steps at batch 1, decodes and throws the result
 away (SPEC §6.9). Both sides use the same weights in the same run; the fastest of a few repeats counts.
@@ -16,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 from mini_nsd import scenes  # noqa: E402
 from utils import diffusion, evaluators, identification, images, layout, models  # noqa: E402
 
 CPU = torch.device("cpu")
+REAL = ROOT / ".bench"     # as benchmarks/rehearsal.py
 IMAGES, CAPTIONS = 64, 5
 PUBLISHED_STEPS = round(diffusion.STRENGTH * diffusion.STEPS)
 SOLVERS = (("ddim", 50), ("ddim", 20), ("ddim", 10), ("dpm", 20), ("dpm", 10), ("dpm", 5), ("unipc", 20), ("unipc", 10),
@@ -109,34 +112,34 @@ def solvers(workdir, count):
         print(f"{solver + ' ' + str(steps):<44} {seconds / count:>9.2f} {scores[0]:>10.3f} {scores[1]:>9.3f} {apart:>20.1f}")
 
 
-def real(folder):
+def real(dtype):
     """SD 1.4's architecture with random weights, as the slow tests build it."""
     from tests.test_real_architectures import write_stable_diffusion
 
-    write_stable_diffusion(folder)
-    os.environ["NSD_MODELS"] = str(folder)
-    return lambda dtype: diffusion.LatentDiffusion(models.StableDiffusion("sd", CPU, dtype))
+    if not (REAL / "sd" / "unet").exists():
+        write_stable_diffusion(REAL)
+    os.environ["NSD_MODELS"] = str(REAL)
+    return diffusion.LatentDiffusion(models.StableDiffusion("sd", CPU, dtype))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", help="a working folder of the demo, for the solvers")
+    parser.add_argument("--workdir", type=Path, default=ROOT / "demo" / "work", help="default: demo/work")
     parser.add_argument("--images", type=int, default=48, help="test images for the solvers (default: 48)")
-    parser.add_argument("--real", type=Path, metavar="DIR", help="also SD 1.4's architecture, random weights, written to DIR")
+    parser.add_argument("--small", action="store_true", help="without SD 1.4's architecture")
     args = parser.parse_args()
     print(f"{'features (init_latent and c)':<44} {'images/s':>9} {'published':>10} {'ratio':>9}")
     features(small(torch.bfloat16), "small models, bfloat16", IMAGES, 3)
-    build = None
-    if args.real:
-        build = real(args.real)
-        features(build(torch.bfloat16), "SD 1.4 architecture, bfloat16, 4 images", 4, 1)
+    if not args.small:
+        features(real(torch.bfloat16), "SD 1.4 architecture, bfloat16, 4 images", 4, 1)
     print(f"\n{'one UNet step':<44} {'float32 s':>9} {'bfloat16 s':>10} {'ratio':>9}")
     precision(small, (16, 4, 16, 16), "small UNet, batch 16")
-    if build:
-        os.environ["NSD_MODELS"] = str(args.real)
-        precision(build, (2, 4, 64, 64), "SD 1.4 UNet, 64×64, batch 2")
-    if args.workdir:
+    if not args.small:
+        precision(real, (2, 4, 64, 64), "SD 1.4 UNet, 64×64, batch 2")
+    if args.workdir.exists():
         solvers(args.workdir, args.images)
+    else:
+        print(f"\nsolvers: {args.workdir} does not exist; run make demo first")
 
 
 if __name__ == "__main__":
