@@ -80,22 +80,40 @@ def _centred(vectors, what):
     return centred, norms
 
 
+def standardised(vectors, what):
+    """(k, dims) → (dims,) float32: the mean of the vectors, each minus its mean and of length 1. See `products`."""
+    centred, norms = _centred(vectors, what)
+    return ((1 / norms / len(norms)) @ centred).astype(np.float32)
+
+
+def products(originals, reconstructions):
+    """(n, m) float64: r of n originals with m reconstructions, (·, dims) both `standardised`.
+
+    r is linear in the standardised samples, so that their average gives the average r.
+    """
+    dims = originals.shape[1]
+    r = np.zeros((len(originals), len(reconstructions)))
+    for low in range(0, dims, BLOCK_DIMS):
+        some = slice(low, low + BLOCK_DIMS)
+        r += originals[:, some].astype(np.float64) @ reconstructions[:, some].astype(np.float64).T
+    return r
+
+
 def correlations(images, original, reconstructions, progress=lambda done: None):
     """(n, n) float64: r[i, j] of original i with reconstruction j, averaged over j's samples.
 
-    images: (n,) what errors call each. original(i) → (dims,); reconstructions(j) → (samples, dims). r is linear in the
-    standardised samples, so these are averaged first and every r comes from one matrix product. Memory: n × dims
+    images: (n,) what errors call each. original(i) → (dims,); reconstructions(j) → (samples, dims). Memory: n × dims
     float32, and ~0.3 GB. progress: called with the number of images read. Raises Problem for constant, non-finite or
     unlike features.
     """
     count = len(images)
     for i in range(count):
-        centred, norms = _centred(original(i).reshape(1, -1), f"original {images[i]}")
+        vector = original(i).reshape(1, -1)
         if i == 0:
-            dims = centred.shape[1]
+            dims = vector.shape[1]
             originals = np.empty((count, dims), np.float32)
-        _must_fit(centred, dims, f"original {images[i]}")
-        originals[i] = centred[0] / norms[0]
+        _must_fit(vector, dims, f"original {images[i]}")
+        originals[i] = standardised(vector, f"original {images[i]}")
         progress(1)
     r = np.zeros((count, count))
     block = max(1, BLOCK_VALUES // dims)
@@ -103,13 +121,11 @@ def correlations(images, original, reconstructions, progress=lambda done: None):
         stop = min(start + block, count)
         averages = np.empty((stop - start, dims), np.float32)
         for j in range(start, stop):
-            centred, norms = _centred(reconstructions(j), f"reconstruction {images[j]}")
-            _must_fit(centred, dims, f"reconstruction {images[j]}")
-            averages[j - start] = (1 / norms / len(norms)) @ centred
+            vectors = reconstructions(j)
+            _must_fit(vectors, dims, f"reconstruction {images[j]}")
+            averages[j - start] = standardised(vectors, f"reconstruction {images[j]}")
             progress(1)
-        for low in range(0, dims, BLOCK_DIMS):
-            some = slice(low, low + BLOCK_DIMS)
-            r[:, start:stop] += originals[:, some].astype(np.float64) @ averages[:, some].astype(np.float64).T
+        r[:, start:stop] = products(originals, averages)
     return np.round(r, DECIMALS)
 
 
@@ -181,5 +197,6 @@ def identify(folder, feature, made_by, samples=None, seed=42, progress=lambda do
 def write_scores(path, images, r, record):
     """CSV, a row per image: imgidx, mean_corr (r with its own reconstructions), accuracy; and the JSON beside it."""
     rows = [f"{image},{own:.6f},{score:.6f}\n" for image, own, score in zip(images, np.diagonal(r), accuracy(r))]
-    store.write_json(layout.sidecar(path), record)
-    store.write_text(path, "imgidx,mean_corr,accuracy\n" + "".join(rows))
+    with store.locked(path), store.atomic(path) as temporary:
+        temporary.write_text("imgidx,mean_corr,accuracy\n" + "".join(rows))
+        store.finish(path, record, temporary)
