@@ -226,7 +226,8 @@ class Material:
     for views that hide no object wholly, and for those that do (`gone` (v,)), there along what the gone objects hold.
     train_appearance (n, p), view_appearance (v, p). context_r2 {name: share of the hidden content's variance that the
     context predicts, over the test views}. guess {name: (v, d)}: what it predicts there, NaN where nothing is hidden.
-    units {name: mean and sd (2, d)}: of the features before they were standardised.
+    units {name: mean and sd (2, d)}: of the features before they were standardised. as_shown {name: (v, d)}: standardised
+    features of the pictures as shown, the occluder in front, where they come from pixels and annotation alone.
     """
 
     views: Views
@@ -239,6 +240,7 @@ class Material:
     context_r2: dict
     guess: dict
     units: dict
+    as_shown: dict
 
 
 def prepare(train, test, views, extra=None, progress=lambda done: None):
@@ -252,13 +254,17 @@ def prepare(train, test, views, extra=None, progress=lambda done: None):
     if test.labels is not None:
         gone = np.array([(seen <= SEEN).any() for seen in shown.seen])
         raw["objects"] = (inventory(train), inventory(test), None)
-    features, units = {}, {}
+    features, units, as_shown = {}, {}, {}
+    of_shown = {"local": local(shown.images)} | ({} if test.labels is None else {"objects": inventory(shown)})
     for name, (fit, held, _) in raw.items():
         mean, sd = units[name] = np.stack([fit.mean(0), np.maximum(fit.std(0), 1e-6)])
         features[name] = ((fit - mean) / sd, (held - mean) / sd)
+        if name in of_shown:
+            as_shown[name] = (of_shown[name] - mean) / sd
     found = Material(views, features, gone, {name: [] for name in raw}, {name: [] for name in raw},
                      appearance(train), appearance(shown), {},
-                     {name: np.full((len(gone), each[0].shape[1]), np.nan, np.float32) for name, each in raw.items()}, units)
+                     {name: np.full((len(gone), each[0].shape[1]), np.nan, np.float32) for name, each in raw.items()}, units,
+                     as_shown)
     left, total = dict.fromkeys(raw, 0.0), dict.fromkeys(raw, 0.0)
     lost = {name: [] for name in raw}
     seen_context = context(shown)

@@ -1,23 +1,39 @@
-"""The figure of the completion index: by ROI, against the truth where it is known, with its controls."""
+"""Figures of amodal completion: the index by ROI with its controls, closeness by ROI, and close-ups of what was hidden."""
 import csv
 
 import numpy as np
+from scipy import ndimage
 
-from utils import completion, figures, layout, store
-from utils.figures import BLACK, BLUE, GREY, ORANGE, SERIES_COLOURS, VERMILION, plt
+from utils import completion, figures, images, layout, store
+from utils.figures import BLACK, BLUE, GREEN, GREY, ORANGE, SERIES_COLOURS, VERMILION, plt
 
 NOTE = "0: visible only   1: as if seen whole   bars: 95% interval over images"
+CLOSEUP_ROWS = 6        # views in the figure of close-ups, beside the controls
+ZOOM = 0.45             # image sides that a close-up shows
+COMPARED = (("over_occluder", "the occluder", BLUE, "o"), ("over_context", "the context's guess", ORANGE, "s"),
+            ("over_others", "other images' hidden content", GREEN, "^"))
+SOURCES = (("visible-only model", "visible only", "white"), ("occluded viewing", "occluded viewing", None),
+           ("whole image seen", "whole image seen", GREY))
 
 
-def write(ws, rows, simulated):
-    """Write the figure as PNG and PDF; returns the paths. rows: see `completion_stage.FIELDS`."""
-    made = draw(ws, rows, simulated)
-    paths = [ws.completion_result("completion_index", ending) for ending in ("png", "pdf")]
-    for path, metadata in zip(paths, ({}, {"CreationDate": None})):
-        with store.atomic(path) as temporary:
-            made.savefig(temporary, format=path.suffix[1:], bbox_inches="tight", pad_inches=0.05, metadata=metadata)
-    plt.close(made)
+def write(ws, rows, near, closeups, simulated):
+    """Write every figure as PNG and PDF; returns the paths. rows, near, closeups: see `completion_stage` and `closeups.read`."""
+    drawn = {"completion_index": draw(ws, rows, simulated), "closeness": closeness(ws, rows, near, simulated)}
+    if closeups:
+        drawn["closeups"] = close_up(ws, closeups, simulated)
+    paths = []
+    for name, made in drawn.items():
+        for ending, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
+            path = ws.completion_result(name, ending)
+            with store.atomic(path) as temporary, plt.rc_context(figures.STYLE):
+                made.savefig(temporary, format=ending, bbox_inches="tight", pad_inches=0.05, metadata=metadata)
+            paths.append(path)
+        plt.close(made)
     return paths
+
+
+def _who(ws, simulated):
+    return f"{ws.subject}, simulated subject" if simulated else ws.subject
 
 
 def draw(ws, rows, simulated):
@@ -27,8 +43,8 @@ def draw(ws, rows, simulated):
         made, (axis, beside) = plt.subplots(1, 2, figsize=(figures.WIDTH, 2.9), layout="constrained", width_ratios=(1.7, 1))
         _by_roi(axis, primary)
         _by_margin(beside, ws)
-        who = f"{ws.subject}, simulated subject" if simulated else ws.subject
-        made.suptitle(f"Is what an occluder hides in the activity? {who}", x=0.01, ha="left", fontsize=9, fontweight="bold")
+        made.suptitle(f"Is what an occluder hides in the activity? {_who(ws, simulated)}", x=0.01, ha="left", fontsize=9,
+                      fontweight="bold")
     return made
 
 
@@ -53,7 +69,7 @@ def _by_roi(axis, rows):
         keys.append(plt.Line2D([], [], marker="o", ls="", color=GREY, label="too little signal"))
     if any(not np.isnan(row["truth"]) for row in rows):
         keys.append(plt.Line2D([], [], color=VERMILION, lw=2, label="simulated truth"))
-    axis.set_xticks(range(len(names)), [f"{row['roi']}\n{row['feature']}" for row in rows], fontsize=6.5)
+    axis.set_xticks(range(len(names)), [f"{row['roi']}\n{row['feature']}" for row in rows], fontsize=6)
     shown = [value for row in rows for value in (row["low"], row["high"]) if np.isfinite(value)]
     axis.set_ylim(max(-0.6, min(-0.3, *shown)), min(1.8, max(1.2, *shown)))
     axis.set_ylabel("completion index")
@@ -74,4 +90,93 @@ def _by_margin(axis, ws):
     axis.set_xlabel("margin left out at the occluder's edge\n(image sides)")
     axis.set_title("control: receptive fields on the edge", fontsize=6.5, loc="left", color="#555555")
     if names:
-        axis.legend(fontsize=6, frameon=False)
+        axis.set_ylim(min(-0.2, axis.get_ylim()[0]), axis.get_ylim()[1])
+        axis.legend(fontsize=6, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.36), ncols=2)
+
+
+def closeness(ws, rows, near, simulated):
+    """How much closer what is decoded is to the truth than to each of COMPARED, by ROI and by what the brain saw."""
+    judged = [(row["roi"], row["feature"]) for row in rows if row["primary"]]
+    with plt.rc_context(figures.STYLE):
+        made, axes = plt.subplots(1, len(COMPARED), figsize=(figures.WIDTH, 2.6), layout="constrained")
+        for axis, (key, name, colour, marker) in zip(axes, COMPARED):
+            axis.axhline(0, color=BLACK, lw=0.8)
+            for step, (source, label, fill) in enumerate(SOURCES):
+                for x, (roi, feature) in enumerate(judged):
+                    found = [row for row in near if (row["roi"], row["feature"], row["source"]) == (roi, feature, source)]
+                    if not found or np.isnan(found[0][key]):
+                        continue
+                    value, low, high = (found[0][key + end] for end in ("", "_low", "_high"))
+                    axis.errorbar(x + 0.22 * (step - 1), value, [[max(0, value - low)], [max(0, high - value)]], fmt=marker,
+                                  color=GREY if fill == GREY else colour, mfc=fill or colour, ms=4, elinewidth=1)
+            axis.set_xticks(range(len(judged)), [roi for roi, _ in judged], rotation=40, ha="right", fontsize=6.5)
+            axis.set_title(f"than to {name}", fontsize=7, loc="left")
+        axes[0].set_ylabel("r with the truth minus r with …")
+        keys = [plt.Line2D([], [], marker="o", ls="", color=GREY if fill == GREY else BLACK, mfc=fill or BLACK, ms=4, label=label)
+                for _, label, fill in SOURCES]
+        made.legend(handles=keys, fontsize=6.5, frameon=False, loc="outside lower center", ncols=len(keys))
+        made.suptitle(f"Is what is decoded behind the occluder closer to the truth … {_who(ws, simulated)}", x=0.01, ha="left",
+                      fontsize=9, fontweight="bold")
+    return made
+
+
+def close_up(ws, closeups, simulated):
+    """Views behind occluders: shown, truth, reconstruction from the brain, and without one; the hidden region enlarged.
+
+    Rows are evenly spaced over the views that were reconstructed, then the controls; none is hand-picked.
+    """
+    usual, controls = ([each for each in closeups if each["control"] == which] for which in (False, True))
+    usual = [usual[row] for row in sorted({round(row) for row in np.linspace(0, len(usual) - 1, min(CLOSEUP_ROWS, len(usual)))})]
+    shown = usual + controls
+    columns = (("shown", "shown", BLACK), ("truth", "truth", BLACK), ("brain", "from the brain", BLUE),
+               ("context", "without a brain", ORANGE))
+    with plt.rc_context(figures.STYLE):
+        tile = (figures.WIDTH - 0.7) / 8
+        made, axes = plt.subplots(len(shown), 8, squeeze=False, figsize=(figures.WIDTH, 0.75 + tile * len(shown)))
+        made.subplots_adjust(left=0.7 / figures.WIDTH, right=1, bottom=0, top=1 - 0.75 / made.get_figheight(), wspace=0.04,
+                             hspace=0.04)
+        for row, view in zip(axes, shown):
+            hidden = images.load(view["hidden"], ("L",)) > 127
+            window = _window(hidden)
+            for pair, (what, _, _) in enumerate(columns):
+                picture = images.load(view[what])
+                for axis, part in zip(row[2 * pair:2 * pair + 2], (None, window)):
+                    _outlined(axis, picture, hidden, part)
+            row[0].set_ylabel(f"{view['mask_id']}\nimage {view['stim_id']}" + ("\ncontrol: object\nwholly hidden" if view["control"] else ""),
+                              rotation=0, ha="right", va="center", fontsize=5.5)
+        for pair, (_, name, colour) in enumerate(columns):
+            left, right = axes[0, 2 * pair].get_position(), axes[0, 2 * pair + 1].get_position()
+            made.text((left.x0 + right.x1) / 2, left.y1 + 0.06 / made.get_figheight(), name, ha="center", va="bottom",
+                      fontsize=7, color=colour)
+        made.text(0, 1, f"What was hidden, {_who(ws, simulated)}", fontsize=9, fontweight="bold", va="top")
+        made.text(0, 1 - 0.17 / made.get_figheight(), "Outlined: hidden; right of each picture the hidden region, enlarged. \"From "
+                  "the brain\": cvpr, decoders trained on whole images.\n\"Without a brain\": the same diffusion model given the "
+                  "visible part. Detail is the model's own; numbers are in the closeness table.", fontsize=6, color="#555555",
+                  va="top")
+    return made
+
+
+def _window(hidden):
+    """(top, left, side) px of a square of ZOOM about the middle of the largest connected hidden part."""
+    parts, count = ndimage.label(hidden)
+    largest = 1 + int(np.argmax(ndimage.sum_labels(hidden, parts, range(1, count + 1))))
+    middle = ndimage.center_of_mass(parts == largest)
+    side = round(ZOOM * len(hidden))
+    return (*(int(np.clip(round(at - side / 2), 0, length - side)) for at, length in zip(middle, hidden.shape)), side)
+
+
+def _outlined(axis, picture, hidden, window):
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    scale = len(picture) / len(hidden)
+    axis.imshow(picture, interpolation="antialiased")
+    if not hidden.all():
+        y, x = ((np.arange(length) + 0.5) * scale - 0.5 for length in hidden.shape)
+        axis.contour(x, y, hidden, [0.5], colors="white", linewidths=1.0)
+        axis.contour(x, y, hidden, [0.5], colors=VERMILION, linewidths=0.5)
+    if window is not None:
+        top, left, side = (edge * scale for edge in window)
+        axis.set_xlim(left - 0.5, left + side - 0.5)
+        axis.set_ylim(top + side - 0.5, top - 0.5)

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-from utils import cli, completion, decoding, diffusion, features, inpainting, layout, models, mrifeat, nsd, occluded_viewing
-from utils import s3, store, trials
+from utils import cli, closeness, closeups, completion, decoding, diffusion, inpainting, layout, models, mrifeat, nsd
+from utils import occluded_viewing, reconstruction, s3, store, trials
 from utils.errors import Problem
 
 SCRIPT = "amodal_completion.py"
 INPAINT_BATCH = 16
 FIELDS = ("roi", "feature", "primary", "index", "low", "high", "p", "p_corrected", "truth", "enough_signal", "decoded_r2",
           "whole", "whole_low", "whole_high", "reliability", "hidden", "hidden_low", "hidden_high", "images", "views", "voxels")
+CLOSENESS = ("roi", "feature", "source", *closeness.FIELDS)
 
 
 def run(args):
@@ -22,13 +23,15 @@ def run(args):
     rois = args.roi or layout.ROIS
     events = occluded_viewing.events(root, args.subject)
     found = _load_voxels(ws, root, rois, events)
-    wanted = store.record(SCRIPT, {"subject": args.subject, "rois": list(rois), "seed": args.seed, "inpaint": args.inpaint},
-                          _inputs(ws, rois), sources=_versions(root, args.subject))
+    wanted = _record(args, ws, root, rois)
     table = ws.completion_result("index", "csv")
     if store.is_done(table, wanted, args.overwrite):
         return read_table(ws), store.read_json(layout.sidecar(table))
     material, pairs, stimuli = _material(args, ws, root, events, found)
-    results, curves, patterns, decoded = [], [], [], {}
+    if not any(material.axes.values()):
+        raise Problem(f"no {completion.MIN_GROUP} views of {args.subject} share a mask and hide no object wholly",
+                      "show more scenes behind each occluder")
+    results, curves, patterns, near, decoded = [], [], [], [], {}
     observed, null = {}, {}
     shown_again = _trials_of_views(events, pairs)
     with cli.progress(rois, desc=args.subject, unit="ROI") as bar:
@@ -36,22 +39,40 @@ def run(args):
             brain = _one_roi(roi, found, material, events, shown_again, stimuli, args.seed)
             results += brain.rows
             curves += brain.margins
+            near += brain.closeness
             patterns.append(brain.patterns)
-            observed[roi], null[roi] = brain.permuted
             decoded[roi] = brain.local
+            if brain.permuted is not None:
+                observed[roi], null[roi] = brain.permuted
     _finish_p(results, observed, null, occluded_viewing.truth(root))
-    generator = _generator(args, root, material, pairs, stimuli) if args.inpaint else {}
+    model = _model(args) if args.inpaint or args.reconstruct else None
+    generator = _generator(args, root, model, material, pairs) if args.inpaint else {}
+    closeups.clear(ws)
+    pictures = {}
+    if args.reconstruct:
+        rows, pictures = _closeups(args, ws, root, model, material, pairs, events, shown_again, wanted)
+        near += rows
     ws.completion.mkdir(parents=True, exist_ok=True)
     _write_decoded(ws, material, pairs, decoded)
     _write_csv(ws.completion_result("margins", "csv"), ("roi", "margin", "index", "low", "high"), curves)
     _write_csv(ws.completion_result("patterns", "csv"),
                ("roi", "object_completion", "completion_low", "completion_high",
                 "occlusion_invariance", "invariance_low", "invariance_high"), patterns)
-    _write_csv(table, FIELDS, results)
-    summary = {"context_r2": material.context_r2, "generator": generator,
+    _write_csv(ws.completion_result("closeness", "csv"), CLOSENESS, near)
+    summary = {"context_r2": material.context_r2, "generator": generator, "reconstructions": pictures,
                "simulated": occluded_viewing.truth(root) is not None, "views_with_a_hidden_object": int(material.gone.sum())}
     store.finish(table, wanted, **summary)
+    _write_csv(table, FIELDS, results)
     return read_table(ws), summary
+
+
+def _record(args, ws, root, rois):
+    """What makes the results; the diffusion model is part of it where one is used."""
+    options = {name: getattr(args, name) for name in ("subject", "seed", "inpaint", "reconstruct")}
+    options |= {name: getattr(args, name) for name in ("steps", "scheduler") if args.reconstruct}
+    identity = models.identity("sd") if args.inpaint or args.reconstruct else {}
+    return store.record(SCRIPT, options | {"rois": list(rois)}, _inputs(args, ws, rois),
+                        sources=_versions(root, args.subject), **identity)
 
 
 def _versions(root, subject):
@@ -60,9 +81,12 @@ def _versions(root, subject):
     return {key: root.version(key).tag for key in keys}
 
 
-def _inputs(ws, rois):
-    latent = [path for use in ("each", "ave") if (path := ws.subject_features(use, "init_latent")).exists()]
-    return [ws.stims, *(ws.betas(roi, split) for roi in rois for split in trials.SPLITS), *latent[:1]]
+def _inputs(args, ws, rois):
+    targets = reconstruction.ROI_OF if args.reconstruct else ("init_latent",)
+    there = [[path for use in ("each", "ave") if (path := ws.subject_features(use, target)).exists()] for target in targets]
+    read = dict.fromkeys([*rois, *(reconstruction.ROI_OF.values() if args.reconstruct else ())])
+    return [ws.stims, *(ws.betas(roi, split) for roi in read for split in trials.SPLITS),
+            *(path for paths in there for path in paths[:1])]
 
 
 @dataclass(frozen=True)
@@ -137,13 +161,17 @@ def _trials_of_views(events, pairs):
 class Brain:
     rows: list
     margins: list
+    closeness: list
     patterns: dict
-    permuted: tuple
+    permuted: tuple | None
     local: np.ndarray
 
 
 def _one_roi(roi, found, material, events, shown_again, stimuli, seed):
-    """What one ROI says: see Brain. local (views, dims): its decoded local features, in their own units."""
+    """What one ROI says: see Brain. local (views, dims): its decoded local features, in their own units.
+
+    permuted: of the feature that the ROI is judged by; None if nothing can be said by it.
+    """
     voxels, occluded = found.voxels[roi], found.occluded[roi]
     train = voxels.train
     readout = completion.readouts(train, voxels.train_rows, {name: each[0] for name, each in material.features.items()})
@@ -152,7 +180,8 @@ def _one_roi(roi, found, material, events, shown_again, stimuli, seed):
     average = np.stack([occluded[again].mean(0) for again in shown_again])
     images, count = material.views.rows, len(stimuli)
 
-    rows, margins, permuted = [], [], None
+    rows, margins, near, permuted = [], [], [], None
+    every = np.arange(len(images))
     primary = completion.feature_of(roi) if "objects" in readout else "local"
     for feature, decode in readout.items():
         predicted = visible @ decode.weights + decode.offset
@@ -161,9 +190,14 @@ def _one_roi(roi, found, material, events, shown_again, stimuli, seed):
         def measured(axes, seen=decoded, reference=of_whole):
             return completion.score(seen, reference[images], predicted, axes, images, count)
 
+        if feature == "local":
+            local = decoded * material.units[feature][1] + material.units[feature][0]
         scores = measured(material.axes[feature])
         if not scores.below.any():
             continue
+        for source, each in (("occluded viewing", decoded), ("visible-only model", predicted), ("whole image seen", of_whole[images])):
+            if (row := closeness.compare(material, feature, every, each, seed=seed)) is not None:
+                near.append({"roi": roi, "feature": feature, "source": source} | row)
         bounds = completion.interval(*_present(scores), seed)
         truth = material.features[feature][1]
         r2 = completion.explained(of_whole, truth)
@@ -184,7 +218,6 @@ def _one_roi(roi, found, material, events, shown_again, stimuli, seed):
         if feature == primary:
             permuted = tested
         if feature == "local":
-            local = decoded * material.units[feature][1] + material.units[feature][0]
             for margin in completion.MARGINS:
                 axes = [axis for each in material.axes[feature] if (axis := each.eroded(margin)) is not None]
                 if not axes:
@@ -202,7 +235,7 @@ def _one_roi(roi, found, material, events, shown_again, stimuli, seed):
                                           complementary(material.views), seed)
         for name, short, found_index in zip(("object_completion", "occlusion_invariance"), ("completion", "invariance"), both):
             patterns |= {name: found_index[0], f"{short}_low": found_index[1], f"{short}_high": found_index[2]}
-    return Brain(rows, margins, patterns, permuted, local)
+    return Brain(rows, margins, near, patterns, permuted, local)
 
 
 def _present(scores):
@@ -211,16 +244,18 @@ def _present(scores):
 
 
 def _whole_images(found, roi, events, stimuli):
-    """Test stimuli seen whole: mean over all their trials (m, voxels), over either half of them, and the first trial.
+    """Test stimuli seen whole: mean over their trials (m, voxels), over either half of them, and the first trial.
 
-    Trials of NSD and whole trials among the occluded viewing count alike; a stimulus seen once has equal halves.
+    The trials are those of the occluded viewing's own sessions where every stimulus was seen whole there: the same eye in the
+    same state, so that what unsteady gaze blurs is blurred alike. Else they are NSD's too. A stimulus seen once has equal
+    halves.
     """
     test, split, occluded = found.test[roi], found.test_split, found.occluded[roi]
-    position = {int(stimulus): row for row, stimulus in enumerate(split.stimuli)}
-    groups = []
-    for stimulus in stimuli:
-        groups.append(np.concatenate([test[split.rows == position[int(stimulus)]],
-                                      occluded[events.whole & (events.stimuli == stimulus)]]))
+    groups = [occluded[events.whole & (events.stimuli == stimulus)] for stimulus in stimuli]
+    if not all(map(len, groups)):
+        position = {int(stimulus): row for row, stimulus in enumerate(split.stimuli)}
+        groups = [np.concatenate([test[split.rows == position[int(stimulus)]], group])
+                  for stimulus, group in zip(stimuli, groups)]
     means = np.stack([group.mean(0) for group in groups])
     halves = [np.stack([group[part::2].mean(0) if len(group) > 1 else group[0] for group in groups]) for part in (0, 1)]
     return means, halves, np.stack([group[0] for group in groups])
@@ -236,42 +271,69 @@ def complementary(views):
 
 def _finish_p(rows, observed, null, truth):
     """Corrected p of each ROI's primary feature; and the truth, where it is known."""
-    corrected = completion.p_values(observed, null)
+    corrected = completion.p_values(observed, null) if observed else {}
     for row in rows:
         row["p_corrected"] = corrected[row["roi"]][1] if row["primary"] else np.nan
         row["truth"] = np.nan if truth is None else truth[row["roi"]]
 
 
-# the control without a brain
+# the diffusion model: alone, and told by the brain
 
 
-def _generator(args, root, material, pairs, stimuli):
+def _model(args):
+    device = cli.device(args.gpu)
+    return diffusion.LatentDiffusion(models.stable_diffusion(device, models.precision("auto", device)))
+
+
+def _generator(args, root, model, material, pairs):
     """{how it was told: [hallucination index, low, high]} of the diffusion model's own pictures of what is hidden.
 
     Without captions, and with those of the whole image: a caption names what is hidden, so this is what a reconstruction
     that is conditioned on them would show whatever the brain does.
     """
-    device = cli.device(args.gpu)
-    model = diffusion.LatentDiffusion(models.stable_diffusion(device, models.precision("auto", device)))
-    chosen = np.flatnonzero(~material.gone & ~np.char.startswith(material.views.masks.astype(str), "lid"))
-    chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(args.inpaint, len(chosen))).round().astype(int))]
-    views = material.views.take(chosen)
+    chosen = closeups.spread(material, args.inpaint)
+    shown, hidden = _as_shown(args, root, [pairs[view] for view in chosen])
     captions = nsd.captions(root, args.workdir)
     shape = (model.latent_channels, model.latent_side, model.latent_side)
     invented = {"no captions": [], "captions of the whole image": []}
     with cli.progress(total=2 * len(chosen), desc="inpainting without a brain", unit="img") as bar:
-        for start in range(0, len(chosen), INPAINT_BATCH):
-            part = slice(start, start + INPAINT_BATCH)
-            noise = np.stack([diffusion.sample_noise(args.seed, int(k), 0, shape).numpy() for k in chosen[part]])
+        for start in range(0, len(chosen), closeups.BATCH):
+            part = slice(start, start + closeups.BATCH)
+            noise = closeups.noise(args.seed, chosen[part], shape)
             told = model.caption_features([captions[pairs[k][0]] for k in chosen[part]])
             for how, conditioning in (("no captions", None), ("captions of the whole image", told)):
-                made = inpainting.inpaint(model, views.shown[part], views.hidden[part],
-                                          diffusion.torch.from_numpy(noise), conditioning)
+                made = inpainting.inpaint(model, shown[part], hidden[part], noise, conditioning)
                 invented[how].append(completion.local(occluded_viewing.small(made)))
                 bar.update(len(made))
     mean, sd = material.units["local"]
     return {how: completion.guessed(material, "local", chosen, (np.concatenate(made) - mean) / sd, args.seed)
             for how, made in invented.items()}
+
+
+def _closeups(args, ws, root, model, material, pairs, events, shown_again, wanted):
+    """Reconstruct --reconstruct views; returns their rows of closeness, and how much of the innovation the pictures hold."""
+    control = closeups.controls(material, args.reconstruct)
+    chosen = np.concatenate([closeups.spread(material, args.reconstruct - len(control)), control])
+    activity = _load_voxels(ws, root, dict.fromkeys(reconstruction.ROI_OF.values()), events)
+    decoded = {target: closeups.decode(ws, activity.voxels[roi], np.stack(
+        [activity.occluded[roi][shown_again[view]].mean(0) for view in chosen]), target)
+        for target, roi in reconstruction.ROI_OF.items()}
+    named = [pairs[view] for view in chosen]
+    shown, hidden = _as_shown(args, root, named)
+    brain, context = closeups.make(args, model, shown, hidden, chosen, decoded["init_latent"], decoded["c"])
+    with nsd.Stimuli(nsd.stimuli_path(root, args.workdir)) as source:
+        truth = source.read([stimulus for stimulus, _ in named])
+    closeups.write(ws, wanted, chosen, named, material.gone[chosen],
+                   {"shown": shown, "truth": truth, "brain": brain, "context": context,
+                    "hidden": 255 * hidden.astype(np.uint8)})
+    near, held = closeups.compare(material, chosen, brain, context, args.seed)
+    regions = "+".join(reconstruction.ROI_OF.values())
+    return [{"roi": regions if name == "brain" else "none", "feature": "reconstruction", "source": source} | near[name]
+            for name, source in (("brain", "occluded viewing"), ("context", "inpainting"))], held
+
+
+def _as_shown(args, root, pairs):
+    return occluded_viewing.pictures(occluded_viewing.fetch(root, occluded_viewing.SHOWN_KEY, args.workdir), pairs)
 
 
 # writing and reading
@@ -289,10 +351,22 @@ def _write_csv(path, fields, rows):
 
 def read_table(ws):
     """Rows of index.csv as {field: value}: numbers as float (NaN where empty), yes and no as bool."""
-    def value(field, text):
-        return text if field in ("roi", "feature") else text == "True" if field in ("primary", "enough_signal") else float(text)
+    return _read_csv(ws.completion_result("index", "csv"))
 
-    with open(ws.completion_result("index", "csv"), newline="") as file:
+
+def read_closeness(ws):
+    """Rows of closeness.csv as {field: value}, see CLOSENESS; [] where there is none."""
+    path = ws.completion_result("closeness", "csv")
+    return _read_csv(path) if path.exists() else []
+
+
+def _read_csv(path):
+    def value(field, text):
+        if field in ("roi", "feature", "source"):
+            return text
+        return text == "True" if field in ("primary", "enough_signal") else float(text or "nan")
+
+    with open(path, newline="") as file:
         return [{field: value(field, text) for field, text in row.items()} for row in csv.DictReader(file)]
 
 
@@ -325,3 +399,19 @@ def sentence(row):
     p = "p < 0.001" if row["p_corrected"] < 0.001 else f"p = {row['p_corrected']:.3f}"
     return (f"{row['roi']} ({row['feature']}): completion index {row['index']:.2f} [{row['low']:.2f}, {row['high']:.2f}], "
             f"{p} corrected over ROIs{known}{hidden}")
+
+
+def told(near, rows):
+    """The rows of closeness to print: of the feature that each ROI is judged by in the index's `rows`, and of pictures."""
+    judged = {(row["roi"], row["feature"]) for row in rows if row["primary"]}
+    return [row for row in near if row["feature"] == "reconstruction"
+            or row["source"] == "occluded viewing" and (row["roi"], row["feature"]) in judged]
+
+
+def closeness_sentence(row):
+    """One line for a reader."""
+    parts = [f"{name} by {row[f'over_{key}']:+.2f} [{row[f'over_{key}_low']:+.2f}, {row[f'over_{key}_high']:+.2f}]"
+             for key, name in (("occluder", "the occluder"), ("context", "the context's guess"), ("others", "other images"))
+             if not np.isnan(row[f"over_{key}"])]
+    what = f"{row['roi']} ({row['feature']})" if row["source"] == "occluded viewing" else f"without a brain ({row['source']})"
+    return f"closeness, {what}: r with the truth {row['truth']:.2f}, above that with {', '.join(parts)}"

@@ -158,6 +158,27 @@ class Workspace:
         folders = self.workdir.glob(f"decoded/image-*/{self.subject}/samples")
         return sorted(folder.parts[-3].removeprefix("image-") for folder in folders)
 
+    # evaluate: the table that papers print, and the checks behind it
+
+    @property
+    def evaluation(self):
+        """Folder of evaluate.py's results."""
+        return self.workdir / "evaluation" / self.subject
+
+    def evaluation_result(self, name, ending):
+        """name: "evaluation" (csv, md and json), "held_out" or "captions" (csv and json)."""
+        return self.evaluation / f"{self.subject}_{name}.{ending}"
+
+    def evaluation_per_image(self, run):
+        """CSV, a row per image of one run and a column per metric; and the JSON beside it."""
+        return self.evaluation / "per_image" / f"{self.subject}_{run}.csv"
+
+    def found_captions(self):
+        """[(path, target, dataset, control or None)] of the decoded captions that are there, in order of name."""
+        name = re.compile(r"captions_brain(?:_(.+?)_(nsd|occluded))?(?:_(true_features|shuffled[0-9]+))?")
+        found = [(path, name.fullmatch(path.stem)) for path in sorted((self.decoded / "captions").glob("*.csv"))]
+        return [(path, match[1] or "blip", match[2] or "nsd", match[3]) for path, match in found if match]
+
     # amodal_completion: is what an occluder hides in the activity?
 
     @property
@@ -166,12 +187,39 @@ class Workspace:
         return self.workdir / "amodal_completion" / self.subject
 
     def completion_result(self, name, ending):
-        """name: "index" (csv and json), "margins" or "patterns" (csv), "completion_index" (png and pdf)."""
+        """name: "index" (csv and json), "margins", "patterns" or "closeness" (csv), "decoded" (h5), "completion_index",
+        "closeness" or "closeups" (png and pdf)."""
         return self.completion / f"{self.subject}_{name}.{ending}"
+
+    @property
+    def closeups(self):
+        """Folder of the pictures of single views; its manifest says which views they are."""
+        return self.completion / "closeups"
+
+    def closeup(self, view, stimulus, what):
+        """view: number of the view among the subject's. what: see `closeups.PICTURES`."""
+        return self.closeups / f"{view:04}_{stimulus:06}_{what}.png"
 
     def figure(self, name, ending):
         """ending: "pdf" or "png"."""
         return self.workdir / "figures" / f"{name}_{self.subject}.{ending}"
+
+    # report: everything above on one page
+
+    @property
+    def report(self):
+        """The one self-contained page that make_report.py writes; `report.json` beside it says what it was made from."""
+        return self.workdir / "report" / self.subject / "report.html"
+
+    def found_records(self):
+        """The JSON files that say what made decoded features, captions, reconstructions and completion, in order of name."""
+        found = [manifest(self.samples(run)) for run in self.found_runs()]
+        found += [*self.found_scores(), *self.decoded.glob("captions/*.json"), *self.completion.glob(f"{self.subject}_*.json")]
+        return sorted(path for path in found if path.exists())
+
+    def found_networks(self):
+        """The records of the networks that judged each run's pictures, in order of name."""
+        return sorted(self.workdir.glob(f"identification/*/{self.subject}/networks/manifest.json"))
 
 
 def run_name(method, dataset="nsd", *, true_features=False, conditioning="zc", control=None):
@@ -285,6 +333,12 @@ def of_dataset(feature, dataset):
 def sidecar(path):
     """The JSON beside an artifact that says what made it."""
     return Path(path).with_suffix(".json")
+
+
+def plain_files(folder):
+    """The artifacts in a folder: its files but the manifest and the hidden ones, which are locks and unfinished files."""
+    return sorted(path for path in Path(folder).iterdir()
+                  if path.is_file() and path != manifest(folder) and not path.name.startswith("."))
 
 
 def manifest(folder):
