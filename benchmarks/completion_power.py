@@ -12,6 +12,7 @@ import argparse
 import csv
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def main():
     print(f"SIMULATED: {args.scenes} scenes × {len(occluded_viewing.PAIRS) * 2 + 1} occluders × "
           f"{occluded_viewing.REPEATS} trials, gaze sd {args.gaze:g} deg")
     print(f"{'kappa':>6} {'ROI':12} {'feature':8} {'sets':>4} {'index':>7} {'sd':>6} {'bias':>6} {'covered':>8} "
-          f"{'p<.05':>6} {'corr.':>6} {'signal':>6}")
+          f"{'p<.05':>6} {'corr.':>6} {'signal':>6} {'control':>8} {'not 0':>6}")
     for level in LEVELS:
         for roi in layout.ROIS:
             each = [one[roi] for one in found[level]]
@@ -60,10 +61,11 @@ def main():
             row = [level, roi, completion.feature_of(roi), len(each), np.median(index), index.std(),
                    np.median(index) - level, np.mean([one["low"] <= level <= one["high"] for one in each]),
                    np.mean([one["p"] < 0.05 for one in each]), np.mean([one["corrected"] < 0.05 for one in each]),
-                   np.mean([one["signal"] for one in each])]
+                   np.mean([one["signal"] for one in each]), np.median([one["control"] for one in each]),
+                   np.mean([one["control_low"] > 0 or one["control_high"] < 0 for one in each])]
             rows.append(row)
             print(f"{level:6.2f} {roi:12} {row[2]:8} {row[3]:4} {row[4]:7.3f} {row[5]:6.3f} {row[6]:6.3f} {row[7]:8.2f} "
-                  f"{row[8]:6.3f} {row[9]:6.3f} {row[10]:6.2f}")
+                  f"{row[8]:6.3f} {row[9]:6.3f} {row[10]:6.2f} {row[11]:8.3f} {row[12]:6.2f}")
         any_roi = sum(any(one[roi]["corrected"] < 0.05 for roi in layout.ROIS) for one in found[level])
         low, high = stats.binomtest(any_roi, len(found[level])).proportion_ci(method="exact")
         print(f"{level:6.2f} any ROI, corrected: {any_roi} of {len(found[level])} = "
@@ -72,7 +74,7 @@ def main():
     if args.out:
         with open(args.out, "w", newline="") as file:
             csv.writer(file).writerows([["kappa", "roi", "feature", "sets", "index", "sd", "bias", "covered", "p_below_05",
-                                         "corrected_below_05", "enough_signal"], *rows])
+                                         "corrected_below_05", "enough_signal", "control", "control_not_0"], *rows])
 
 
 def fitted(experiment, refit):
@@ -92,7 +94,7 @@ def analysed(experiment, readers, level, scenes, rng):
     """{ROI: what the stage would report} of one data set."""
     material = experiment.material
     images = material.views.rows
-    count = len(experiment.whole)
+    count = experiment.whole.shape[1]
     kept = np.isin(images, rng.choice(count, scenes, replace=False))
     views, present = images[kept], np.unique(images[kept])
     position = np.searchsorted(present, views)
@@ -101,17 +103,27 @@ def analysed(experiment, readers, level, scenes, rng):
         feature = completion.feature_of(roi)
         clean = ((1 - level) * experiment.visible + level * experiment.filled)[:, kept][:, :, here].mean(0)
         seen = readout(300 * (clean + experiment.noise(kept.sum(), here, rng) / np.sqrt(occluded_viewing.REPEATS)))
-        noise = experiment.noise(len(present), here, rng) / np.sqrt(occluded_viewing.WHOLE_TRIALS)
-        whole = readout(300 * (experiment.whole[present][:, here] + noise))
+        noise = experiment.noise(len(present), here, rng) / np.sqrt(occluded_viewing.REPEATS)
+        whole = readout(300 * (experiment.whole[:, present][:, :, here].mean(0) + noise))
         axes = [axis for each in material.axes[feature] if (axis := each.take(kept)) is not None]
         scores = completion.score(seen, whole[position], visible[kept], axes, position, len(present))
         low, high = completion.interval(scores.above, scores.below, int(rng.integers(1 << 31)))
         observed[roi], null[roi] = completion.permuted(scores, 42, DRAWS)
         r2 = completion.explained(whole, material.features[feature][1][present])
-        found[roi] = {"index": scores.index, "low": low, "high": high, "signal": completion.enough_signal(r2, scores.below)}
+        lost = completion.score(seen, whole[position], visible[kept], _kept(material.control[feature], kept), position,
+                                len(present))
+        there = lost.below != 0
+        found[roi] = {"index": scores.index, "low": low, "high": high, "signal": completion.enough_signal(r2, scores.below),
+                      "control": lost.index, **dict(zip(("control_low", "control_high"), completion.interval(
+                          lost.above[there], lost.below[there], int(rng.integers(1 << 31)))))}
     for roi, (p, corrected) in completion.p_values(observed, null).items():
         found[roi] |= {"p": p, "corrected": corrected}
     return found
+
+
+def _kept(axes, kept):
+    """Axes of single views, those of the views kept, renumbered."""
+    return [replace(axis, rows=(np.cumsum(kept) - 1)[axis.rows]) for axis in axes if kept[axis.rows[0]]]
 
 
 if __name__ == "__main__":

@@ -112,6 +112,11 @@ def views(stimulus, scene, rendering, spot):
     return found if covering is None else [*found, view(stimulus, scene, rendering, "lid", covering)]
 
 
+def unoccluded(stimulus, scene, rendering):
+    """The whole scene, as a View that hides nothing."""
+    return view(stimulus, scene, rendering, completion.WHOLE, np.zeros(rendering.labels.shape, bool))
+
+
 def shifted(image, gaze):
     """A picture as it falls on the retina when gaze is off by (x, y) image sides, x to the right and y down.
 
@@ -192,8 +197,9 @@ def pictures(drawn, renderings):
 class Experiment:
     """Noise-free responses of one brain to an experiment, from which data sets are drawn.
 
-    trained (t, R): to training scenes. whole (m, R): to the test scenes. visible, filled (REPEATS, v, R): to the views as
-    shown and to the inferable complete scenes, with each trial's gaze. material: `completion.Material`.
+    trained (t, R): to training scenes. whole (REPEATS, m, R): to the whole test scenes, seen between the views. visible, filled
+    (REPEATS, v, R): to the views as shown and to the inferable complete scenes; these three with each trial's gaze.
+    material: `completion.Material`.
     """
 
     one: brain.Brain
@@ -222,8 +228,7 @@ class Experiment:
                  + rng.standard_normal((count, brain.FIELDS), np.float32) @ shared) * sd.astype(np.float32))
 
 
-REPEATS = 2             # trials of each view
-WHOLE_TRIALS = 5        # of each test scene: NSD's three and REPEATS in the sessions of occluded viewing
+REPEATS = 2             # trials of each view, and of each whole scene between them
 
 
 def experiment(one, train, test, side=SIDE, gaze=GAZE, seed=0):
@@ -231,14 +236,18 @@ def experiment(one, train, test, side=SIDE, gaze=GAZE, seed=0):
     drawn = [[scenes.sample(which, index) for index in range(count)]
              for which, count in ((TRAIN_SEED, train), (TEST_SEED, test))]
     rendered = [[scenes.render(scene, side) for scene in some] for some in drawn]
-    trained, whole = (brain.respond(one, [picture.image for picture in some], of, [brain.visibility(p) for p in some])
-                      for of, some in zip(drawn, rendered))
+    trained = brain.respond(one, [picture.image for picture in rendered[0]], drawn[0],
+                            [brain.visibility(picture) for picture in rendered[0]])
     rng = np.random.default_rng((SEED, 8, seed))
-    shown = [each for index, (scene, rendering) in enumerate(zip(drawn[1], rendered[1]))
+    tests = list(enumerate(zip(drawn[1], rendered[1])))
+    shown = [each for index, (scene, rendering) in tests
              for each in views(index, scene, rendering, int(rng.integers(len(SPOTS) ** 2)))]
     answers = [respond(one, shown, rng.normal(0, gaze / brain.FIELD, (len(shown), 2))) for _ in range(REPEATS)]
+    plain = [unoccluded(index, scene, rendering) for index, (scene, rendering) in tests]
+    whole = [respond(one, plain, rng.normal(0, gaze / brain.FIELD, (len(plain), 2)))[1] for _ in range(REPEATS)]
     material = completion.prepare(pictures(drawn[0], rendered[0]), pictures(drawn[1], rendered[1]), as_views(shown))
-    return Experiment(one, material, trained, whole, np.stack([a[0] for a in answers]), np.stack([a[1] for a in answers]))
+    return Experiment(one, material, trained, np.stack(whole), np.stack([a[0] for a in answers]),
+                      np.stack([a[1] for a in answers]))
 
 
 def as_views(shown):
@@ -276,8 +285,7 @@ def planned(ids, seed, side):
         scene = scenes.sample(seed, stimulus)
         rendering = scenes.render(scene, side)
         spot = position * 4 % len(SPOTS) ** 2           # 4 and 9 share no factor: every place equally often
-        whole = view(stimulus, scene, rendering, completion.WHOLE, np.zeros(rendering.labels.shape, bool))
-        yield [*views(stimulus, scene, rendering, spot), whole]
+        yield [*views(stimulus, scene, rendering, spot), unoccluded(stimulus, scene, rendering)]
 
 
 def mask_id(each):
