@@ -101,7 +101,7 @@ def test_an_atlas_name_cannot_be_a_path(world, name):
 
 
 def test_a_volume_that_unpacks_to_too_much_is_refused(world, monkeypatch):
-    monkeypatch.setattr(nsd, "VOLUME_LIMIT", 500)
+    monkeypatch.setattr(nsd, "VOLUME_LIMIT", 200)
     with pytest.raises(Problem, match="unpacks to more than"):
         nsd.atlas(s3.Folder(world), "subj01")
 

@@ -160,6 +160,8 @@ def read(path, count, made_by):
         raise Problem(f"{path} is missing", f"run {made_by}") from error
     if len(found) != count or not all(caption.strip() for caption in found):
         raise Problem(f"{path} has {sum(bool(caption.strip()) for caption in found)} captions for {count} test images",
+    except UnicodeDecodeError as error:
+        raise Problem(f"{path} is not UTF-8 text ({error})", f"run {made_by} --overwrite") from error
                       f"run {made_by} --overwrite")
     return found
 

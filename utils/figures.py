@@ -2,6 +2,7 @@
 
 Colours are Okabe & Ito's (2008), which readers with any colour vision can tell apart; markers differ as well.
 """
+import csv
 import os
 import re
 import textwrap
@@ -109,10 +110,9 @@ def read_scores(ws, run, feature):
     if not path.exists():
         return {}
     try:
-        table = np.genfromtxt(path, delimiter=",", names=True)
-        return {int(image): float(score) for image, score in zip(*map(np.atleast_1d, (
-            table["imgidx"], table["accuracy"])))}
-    except ValueError as error:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {int(row["imgidx"]): float(row["accuracy"]) for row in csv.DictReader(file)}
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise Problem(f"{path} is not what identification.py writes ({error})",
                       "run identification.py again") from error
 
@@ -245,11 +245,10 @@ def _picture(axis, path):
 
 
 def _load(path):
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS))
-    except (OSError, SyntaxError) as error:
-        raise Problem(f"{path} is not a whole picture ({error})", "delete it and run its stage again") from error
+    from utils import images  # it imports torch, which no other figure needs
+
+    picture = Image.fromarray(images.load(path, ("RGB", "L")))
+    return np.asarray(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS))
 
 
 # numbers

@@ -13,7 +13,7 @@ import scipy.io
 import torch
 from PIL import Image
 
-from utils import cli, decoded, features, images, layout, models, store, trials
+from utils import cli, decoded, features, images, layout, mat5, models, store, trials
 from utils.errors import Problem
 
 LAYERS = ("conv1_2", "conv2_2", "conv3_4", "conv4_4", "conv5_4", "fc6", "fc7", "fc8")  # that are inverted
@@ -238,11 +238,12 @@ def write_mat(path, found):
 def read_mat(path, shape, made_by):
     """`feat` of a .mat file, (*shape) float32. Raises Problem if it is missing, not whole, or of another model."""
     try:
-        with open(path, "rb") as file:
-            found = scipy.io.loadmat(file, variable_names=["feat"])["feat"]
+        found = mat5.read(path.read_bytes(), ("feat",))["feat"]
+        if not np.isfinite(found).all():
+            raise ValueError("NaN or infinite features")
     except FileNotFoundError as error:
         raise Problem(f"{path} is missing", f"run {made_by}") from error
-    except (KeyError, ValueError, TypeError, OSError, scipy.io.matlab.MatReadError) as error:
+    except (KeyError, ValueError) as error:
         raise Problem(f"{path} is not a whole .mat file with feat ({error})", f"delete it and run {made_by}") from error
     if found.shape != (1, *shape):
         raise Problem(f"{path} holds feat {found.shape} where VGG19 has {(1, *shape)}", f"run {made_by} --overwrite")

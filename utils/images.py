@@ -1,15 +1,21 @@
 """Pictures between files, arrays and networks; prefetching them while a network computes."""
 import concurrent.futures
+import struct
+import zlib
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from utils import store
 from utils.errors import Problem
 
 SAMPLE_SIZE = 512  # px; every reconstruction is saved at Stable Diffusion's size (SPEC §3)
 READERS = 4
+LARGEST = 8192  # px a side of a picture that is read; samples have 512
+ORIENTATION = ExifTags.Base.Orientation
+FAULTS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError, MemoryError,
+          RuntimeError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def resize(image, size, resample=Image.Resampling.LANCZOS):
@@ -45,14 +51,24 @@ def save(path, image):
         Image.fromarray(image).save(temporary, compress_level=1)
 
 
-def load(path):
-    """A picture file → (H, W, 3) uint8. Raises Problem if it is not a whole RGB picture."""
+def load(path, modes=("RGB",)):
+    """A picture file → (H, W, 3) uint8 (or (H, W) for mode L, where `modes` has it).
+
+    Raises Problem for what is not a whole upright 8-bit picture of one of `modes`: nothing is converted, cropped or
+    turned unseen.
+    """
     try:
         with Image.open(path) as image:
-            if image.mode != "RGB":
-                raise Problem(f"{path} is {image.mode}, not RGB", "save it as 8-bit RGB")
+            if max(image.size) > LARGEST:
+                raise Problem(f"{path} is {image.size[0]}×{image.size[1]} px", f"give at most {LARGEST} px a side")
+            if image.mode not in modes:
+                raise Problem(f"{path} is {image.mode}, not {' or '.join(modes)}", "save it as 8-bit RGB")
+            if ";16" in str(image.tile):
+                raise Problem(f"{path} has 16 bits a channel", "save it as 8-bit RGB")
+            if image.getexif().get(ORIENTATION, 1) != 1:
+                raise Problem(f"{path} is turned by its EXIF orientation", "save it upright")
             return np.asarray(image)
-    except (OSError, SyntaxError) as error:
+    except FAULTS as error:
         raise Problem(f"{path} is not a whole picture ({error})", "delete it and run its stage again") from error
 
 

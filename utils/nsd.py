@@ -7,17 +7,17 @@ says raises a Problem that names the key.
 import csv
 import io
 import json
+import math
 import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import nibabel
 import numpy as np
 from isal import igzip, isal_zlib
 
-from utils import cli, layout, mat5
+from utils import cli, hdf5, layout, mat5
 from utils.errors import Problem
 
 STIMULI = 73_000  # images in NSD (NSD data manual, "Experiments")
@@ -27,6 +27,7 @@ BETAS = "betas_fithrf_GLMdenoise_RR"
 VOLUME_LIMIT = 1 << 30  # bytes of an unpacked label or noise-ceiling volume
 TABLE_LIMIT = 1 << 30  # bytes of a COCO annotation file
 HEADER = 348  # bytes of a NIfTI-1 header
+OFFSET_LIMIT = 1 << 20  # bytes before the data: the header and its extensions
 AGAIN = "get the file from NSD again"
 GZIP_FAULTS = (EOFError, igzip.BadGzipFile, isal_zlib.error, zlib.error)
 
@@ -140,16 +141,16 @@ def responses(root, subject, against=None):
     """
     key = responses_key(subject)
     name = root.name(key)
-    table = _rows(root.read(key), "\t", name)
+    rows = table(root.read(key), "\t", name)
     wanted = ("SESSION", "RUN", "TRIAL", "73KID")
     found = {}
     for column in wanted:
-        if column not in (table[0] if table else {}):
+        if column not in (rows[0] if rows else {}):
             if column in ("SESSION", "73KID"):
                 raise Problem(f"{name} has no trials with a column {column}", AGAIN)
             continue
-        found[column] = np.array([_whole(row[column], f"{column} in line {line} of {name}")
-                                  for line, row in enumerate(table, start=2)])
+        found[column] = np.array([whole_number(row[column], f"{column} in line {line} of {name}")
+                                  for line, row in enumerate(rows, start=2)])
     stimuli = _one_based(found["73KID"], STIMULI, f"73KID of {name}")
     _must_ascend([found[column] for column in wanted[:3] if column in found], name)
     if found["SESSION"].min() < 1:
@@ -159,17 +160,19 @@ def responses(root, subject, against=None):
     return Responses(stimuli, found["SESSION"])
 
 
-def _rows(content, delimiter, name):
+def table(content, delimiter, name):
+    """[{column: text}] of a table with a header line; a short row has None in its last columns."""
     try:
         return list(csv.DictReader(io.StringIO(content.decode("utf-8-sig")), delimiter=delimiter))
     except (UnicodeDecodeError, csv.Error) as error:
         raise Problem(f"{name} is not a table ({error})", AGAIN) from error
 
 
-def _whole(text, what):
+def whole_number(text, what):
+    """The whole number that a cell holds. Raises Problem, saying `what` it should be, if it holds another thing."""
     try:
         number = float(text)
-        if number != int(number):
+        if number != int(number) or abs(number) >= 1 << 53:  # beyond, float64 has no whole numbers to tell apart
             raise ValueError
     except (TypeError, ValueError, OverflowError) as error:
         raise Problem(f"{what} is {text!r}, not a whole number", AGAIN) from error
@@ -298,7 +301,7 @@ class BetaVolumes:
         header = _header(self._read(HEADER), self.name)
         self.count, self._dtype = self._checked(header)
         self.grid = Grid.of(header, self.name)
-        self._skip(int(header["vox_offset"]) - HEADER)
+        self._skip(_data_at(header, self.name) - HEADER)
 
     def _checked(self, header):
         shape, dtype = header.get_data_shape(), header.get_data_dtype()
@@ -309,8 +312,8 @@ class BetaVolumes:
         slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
         if slope not in (0, 1) and not np.isnan(slope) or slope == 1 and inter != 0 and not np.isnan(inter):
             raise Problem(f"{self.name} rescales its integers (slope {slope:g}, intercept {inter:g})", AGAIN)
-        if not HEADER <= header["vox_offset"] <= 1 << 20:
-            raise Problem(f"{self.name} puts its data at byte {header['vox_offset']}", AGAIN)
+        if math.prod(shape[:3]) * dtype.itemsize > VOLUME_LIMIT:
+            raise Problem(f"{self.name} has volumes {shape[:3]} of more than {VOLUME_LIMIT >> 20} MiB", AGAIN)
         return shape[3], dtype
 
     def __iter__(self):
@@ -365,27 +368,43 @@ def _header(data, name):
 
 
 def _volume(root, key):
-    """A small volume: (z, y, x) array of its stored dtype, scaled if its header says so, and its Grid."""
+    """A small volume: (z, y, x) array of its stored dtype, scaled if its header says so, and its Grid.
+
+    No more is unpacked than the header's shape takes.
+    """
     name = root.name(key)
+    content = io.BytesIO(root.read(key))
     try:
-        with igzip.open(io.BytesIO(root.read(key)), "rb") as stream:
-            content = stream.read(VOLUME_LIMIT + 1)
+        with igzip.open(content, "rb") as stream:
+            header = _header(stream.read(HEADER), name)
+            grid, shape, dtype = Grid.of(header, name), header.get_data_shape(), header.get_data_dtype()
+            if len(shape) == 4 and shape[3] == 1:
+                shape = shape[:3]
+            if len(shape) != 3 or min(shape) < 1 or dtype.kind not in "iuf":
+                raise Problem(f"{name} has {dtype} of shape {shape}, not numbers (x, y, z)", AGAIN)
+            size = math.prod(shape) * dtype.itemsize
+            if size > VOLUME_LIMIT:
+                raise Problem(f"{name} unpacks to more than {VOLUME_LIMIT >> 20} MiB",
+                              "check that it is the file it should be")
+            stream.read(_data_at(header, name) - HEADER)
+            data = stream.read(size + 1)
     except GZIP_FAULTS as error:
         raise Problem(f"{name} is truncated or corrupt ({error})", AGAIN) from error
-    if len(content) > VOLUME_LIMIT:
-        raise Problem(f"{name} unpacks to more than {VOLUME_LIMIT >> 20} MiB", "check that it is the file it should be")
-    header = _header(content[:HEADER], name)
-    shape = header.get_data_shape()
-    if len(shape) == 4 and shape[3] == 1:
-        shape = shape[:3]
-    if len(shape) != 3 or min(shape) < 1:
-        raise Problem(f"{name} has shape {shape}, not (x, y, z)", AGAIN)
+    if len(data) != size:
+        raise Problem(f"{name} holds {'more' if len(data) > size else 'less'} than its shape {shape} takes", AGAIN)
     try:
-        values = nibabel.Nifti1Image.from_bytes(content).dataobj
-        return np.asarray(values).reshape(shape).T, Grid.of(header, name)
-    except (ValueError, OSError, EOFError, nibabel.spatialimages.HeaderDataError,
-            nibabel.filebasedimages.ImageFileError) as error:
+        slope, inter = header.get_slope_inter()
+    except nibabel.spatialimages.HeaderDataError as error:
         raise Problem(f"{name} is not a whole NIfTI-1 file ({error})", AGAIN) from error
+    values = np.frombuffer(data, dtype).reshape(shape[::-1])
+    return nibabel.volumeutils.apply_read_scaling(values, slope, inter), grid
+
+
+def _data_at(header, name):
+    """The byte at which the data begin."""
+    if not HEADER <= header["vox_offset"] <= OFFSET_LIMIT:
+        raise Problem(f"{name} puts its data at byte {header['vox_offset']}", AGAIN)
+    return int(header["vox_offset"])
 
 
 # atlas and noise ceiling
@@ -409,7 +428,7 @@ def atlas(root, subject, name="streams"):
     """
     key = atlas_key(subject, name)
     volume, grid = _volume(root, key)
-    if not np.isfinite(volume).all() or (volume != np.round(volume)).any():
+    if not np.isfinite(volume).all() or (volume != np.round(volume)).any() or np.abs(volume).max() >= 1 << 31:
         raise Problem(f"{grid.name} holds something else than whole labels", AGAIN)
     labels = volume.astype(np.int32)
     for table_key in table_keys(subject, name):
@@ -441,7 +460,7 @@ def label_table(content, name):
         fields = line.split()
         if not fields or fields[0].startswith("#"):
             continue
-        if len(fields) < 2 or not re.fullmatch(r"-?\d+", fields[0]):
+        if len(fields) < 2 or not re.fullmatch(r"-?[0-9]{1,9}", fields[0]):
             raise Problem(f"{name} has the line {line!r}, not a label and a name", AGAIN)
         label, roi = int(fields[0]), fields[1]
         if label <= 0:
@@ -481,17 +500,17 @@ def captions(root, workdir=None):
     """
     name = root.name(INFO_KEY)
     by_split = {}
-    for line, row in enumerate(_rows(root.read(INFO_KEY), ",", name), start=2):
+    for line, row in enumerate(table(root.read(INFO_KEY), ",", name), start=2):
         if not {"nsdId", "cocoId", "cocoSplit"} <= row.keys():
             raise Problem(f"{name} lacks one of the columns nsdId, cocoId, cocoSplit", AGAIN)
         if row["cocoSplit"] not in ("train2017", "val2017"):
             raise Problem(f"line {line} of {name} has cocoSplit {row['cocoSplit']!r}",
                           "it must be train2017 or val2017")
-        stimulus = _whole(row["nsdId"], f"nsdId in line {line} of {name}")
+        stimulus = whole_number(row["nsdId"], f"nsdId in line {line} of {name}")
         if not 0 <= stimulus < STIMULI:
             raise Problem(f"line {line} of {name} has nsdId {stimulus}", f"it must be 0-based and below {STIMULI}")
         by_image = by_split.setdefault(row["cocoSplit"], {})
-        by_image.setdefault(_whole(row["cocoId"], f"cocoId in line {line} of {name}"), []).append(stimulus)
+        by_image.setdefault(whole_number(row["cocoId"], f"cocoId in line {line} of {name}"), []).append(stimulus)
     found = Captions()
     for split, by_image in sorted(by_split.items()):
         for image, caption in _coco(root, split, workdir):
@@ -505,6 +524,8 @@ def _coco(root, split, workdir):
     key = captions_key(split)
     local = layout.annotations(workdir) / Path(key).name if workdir is not None else None
     if local is not None and local.exists():
+        if local.stat().st_size > TABLE_LIMIT:
+            raise Problem(f"{local} has {local.stat().st_size:,} bytes", "COCO's caption files have less than 100 MB")
         name, content = local, local.read_bytes()
     elif root.exists(key):
         name, content = root.name(key), root.read(key, limit=TABLE_LIMIT)
@@ -516,8 +537,9 @@ def _coco(root, split, workdir):
         for annotation in json.loads(content)["annotations"]:
             if not isinstance(annotation["caption"], str) or not annotation["caption"].strip():
                 raise ValueError(f"empty caption of image {annotation['image_id']}")
+            annotation["caption"].encode()  # JSON can hold half a character, which no file can
             yield int(annotation["image_id"]), annotation["caption"].strip()
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise Problem(f"{name} is not a COCO caption file ({error})", "get it again") from error
 
 
@@ -550,28 +572,21 @@ class Stimuli:
 
     def __init__(self, path):
         self.path = Path(path)
+        self._file = hdf5.File(path, "run img2feat_sd.py, which fetches it", "fetch or make it again")
         try:
-            self._file = h5py.File(self.path, "r")
-        except FileNotFoundError as error:
-            raise Problem(f"{path} is missing", "run img2feat_sd.py, which fetches it") from error
-        except OSError as error:
-            raise Problem(f"{path} is not a whole HDF5 file ({error})", "fetch or make it again") from error
-        self._images = self._file.get("imgBrick")
-        if not isinstance(self._images, h5py.Dataset):
+            self._images = self._file.dataset("imgBrick", "biufc")
+            self.shape, dtype = self._images.shape, self._images.dtype
+            if dtype != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3 or 0 in self.shape:
+                raise Problem(f"imgBrick of {path} is {dtype} {self.shape}, not uint8 (n, H, W, 3)", "get the file again")
+            self.count, self._rows = self.shape[0], None
+            if "stim_ids" in self._file:
+                ids = self._file.dataset("stim_ids", "iu").ids()
+                if ids.shape != (self.count,):
+                    raise Problem(f"{path} has {self.count} images but stim_ids of shape {ids.shape}", "make it again")
+                self._rows = {int(stimulus): row for row, stimulus in enumerate(ids)}
+        except Problem:
             self.close()
-            raise Problem(f"{path} has no dataset imgBrick", "give NSD's nsd_stimuli.hdf5 or a file like it")
-        shape, dtype = self._images.shape, self._images.dtype
-        if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-            self.close()
-            raise Problem(f"imgBrick of {path} is {dtype} {shape}, not uint8 (n, H, W, 3)", "get the file again")
-        self.shape = self._images.shape
-        self.count = self.shape[0]
-        self._rows = None
-        if "stim_ids" in self._file:
-            ids = self._file["stim_ids"][:]
-            if ids.shape != (self.count,):
-                raise Problem(f"{path} has {self.count} images but stim_ids of shape {ids.shape}", "make it again")
-            self._rows = {int(stimulus): row for row, stimulus in enumerate(ids)}
+            raise
 
     def read(self, ids):
         """(len(ids), H, W, 3) uint8 images of 0-based 73k ids, in the order given; the disk is read in its own."""
@@ -580,13 +595,10 @@ class Stimuli:
         order = np.argsort(rows, kind="stable")
         sorted_rows = rows[order]
         starts = np.flatnonzero(np.diff(sorted_rows, prepend=-2) > 1)
-        try:
-            for start, stop in zip(starts, [*starts[1:], len(rows)]):
-                first, last = sorted_rows[start], sorted_rows[stop - 1]
-                run = self._images[first:last + 1]
-                out[order[start:stop]] = run[sorted_rows[start:stop] - first]
-        except OSError as error:
-            raise Problem(f"{self.path} cannot be read at image {first} ({error})", "fetch or make it again") from error
+        for start, stop in zip(starts, [*starts[1:], len(rows)]):
+            first, last = sorted_rows[start], sorted_rows[stop - 1]
+            run = self._images[first:last + 1]
+            out[order[start:stop]] = run[sorted_rows[start:stop] - first]
         return out
 
     def _row(self, stimulus):

@@ -8,16 +8,13 @@ occluded_viewing/
     stimuli/shown.hdf5                               imgBrick, stim_ids, mask_ids; masks/{mask_id} (H, W) bool
     stimuli/objects.hdf5                             optional annotation: labels, stim_ids, area, kinds
 """
-import csv
-import io
 import json
 from dataclasses import dataclass
 
-import h5py
 import numpy as np
 from PIL import Image
 
-from utils import completion, layout, nsd
+from utils import completion, hdf5, layout, nsd
 from utils.errors import Problem
 
 FOLDER = "occluded_viewing"
@@ -26,6 +23,7 @@ OBJECTS_KEY = f"{FOLDER}/stimuli/objects.hdf5"
 TRUTH_KEY = "simulated/occluded_viewing.json"
 COLUMNS = ("onset", "duration", "trial_type", "stim_id", "occluder", "mask_id", "gaze_x", "gaze_y")
 NEEDED = ("trial_type", "stim_id", "occluder", "mask_id")
+NO_MASK = ("", "none", "n/a")
 
 
 def events_key(subject):
@@ -52,22 +50,27 @@ def events(root, subject):
     if not root.exists(events_key(subject)):
         raise Problem(f"{name} does not exist", "NSD itself has no occluded viewing: bring a data set of it "
                       "(docs/amodal_completion.md), or build the simulated one with python -m mini_nsd.build DIR")
-    try:
-        rows = list(csv.DictReader(io.StringIO(root.read(events_key(subject)).decode("utf-8-sig")), delimiter="\t"))
-    except UnicodeDecodeError as error:
-        raise Problem(f"{name} is not a table ({error})", "write it as UTF-8, tab-separated") from error
+    rows = nsd.table(root.read(events_key(subject)), "\t", name)
     missing = [column for column in NEEDED if not rows or rows[0].get(column) is None]
     if missing:
         raise Problem(f"{name} has no {'column ' + ' '.join(missing) if rows else 'trial'}", f"it needs {' '.join(NEEDED)}")
-    try:
-        stimuli = np.array([int(row["stim_id"]) for row in rows], np.int64)
-    except (ValueError, TypeError) as error:
-        raise Problem(f"{name}: a stim_id is no whole number ({error})", "give 0-based 73k ids") from error
-    types = {row["trial_type"] for row in rows}
-    if not types <= {"whole", "occluded"}:
-        raise Problem(f"{name} has trial_type {' '.join(sorted(types - {'whole', 'occluded'}))}", "use whole or occluded")
-    return Events(stimuli, np.array([row["mask_id"] for row in rows]), np.array([row["occluder"] for row in rows]),
-                  np.array([row["trial_type"] == "whole" for row in rows]))
+    stimuli = np.array([_checked(row, f"line {line} of {name}") for line, row in enumerate(rows, start=2)], np.int64)
+    whole = np.array([row["trial_type"] == "whole" for row in rows])
+    if whole.all():
+        raise Problem(f"{name} has no occluded trial", "trial_type of such a trial is occluded")
+    return Events(stimuli, np.array([row["mask_id"] for row in rows]), np.array([row["occluder"] for row in rows]), whole)
+
+
+def _checked(row, where):
+    """The 73k id of a trial whose cells are what they must be."""
+    if row["trial_type"] not in ("whole", "occluded"):
+        raise Problem(f"{where} has trial_type {row['trial_type']!r}", "use whole or occluded")
+    if row["mask_id"] is None or row["trial_type"] == "occluded" and row["mask_id"] in NO_MASK:
+        raise Problem(f"{where} is an occluded trial without a mask_id", "name one of masks/ in shown.hdf5")
+    stimulus = nsd.whole_number(row["stim_id"], f"stim_id in {where}")
+    if not 0 <= stimulus < nsd.STIMULI:
+        raise Problem(f"{where} has stim_id {stimulus}", f"give 0-based 73k ids, below {nsd.STIMULI}")
+    return stimulus
 
 
 def betas(root, subject, voxels, grid, count):
@@ -86,7 +89,12 @@ def betas(root, subject, voxels, grid, count):
 
 def truth(root):
     """{ROI: completion} of a simulated data set; None for a real one, whose truth nobody knows."""
-    return json.loads(root.read(TRUTH_KEY))["completion"] if root.exists(TRUTH_KEY) else None
+    if not root.exists(TRUTH_KEY):
+        return None
+    try:
+        return {roi: float(share) for roi, share in json.loads(root.read(TRUTH_KEY))["completion"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Problem(f"{root.name(TRUTH_KEY)} is not what mini_nsd wrote ({error})", "build the simulated data set again") from error
 
 
 def fetch(root, key, workdir):
@@ -113,27 +121,56 @@ def views(path, events, stimuli):
         raise Problem(f"{len(strange)} of the occluded stimuli (the first is {strange[0]}) are no test stimuli of the subject",
                       "decoders are trained on the others: show stimuli behind occluders that NSD's subjects share")
     with _open(path) as file:
-        try:
-            index = {(int(stimulus), mask.decode()): row for row, (stimulus, mask)
-                     in enumerate(zip(file["stim_ids"][:], file["mask_ids"][:]))}
-            shown = small([file["imgBrick"][index[pair]] for pair in pairs])
-            masks = {mask: _sampled(file[f"masks/{mask}"][:]) for mask in sorted({mask for _, mask in pairs})}
-        except KeyError as error:
-            raise Problem(f"{path} lacks {error}", "it needs imgBrick, stim_ids, mask_ids and masks/ for every trial") from error
+        brick, index = _pictures(file, pairs)
+        shown = small([brick[index[pair]] for pair in pairs])
+        masks = {mask: _sampled(_mask(file, mask, brick.shape[1:3])) for mask in sorted({mask for _, mask in pairs})}
     return completion.Views(np.array([position[stimulus] for stimulus, _ in pairs]), np.array([mask for _, mask in pairs]),
                             np.stack([masks[mask] for _, mask in pairs]), shown), pairs
 
 
+def pictures(path, pairs):
+    """((n, H, W, 3) uint8, (n, H, W) bool): what was shown for [(stimulus, mask)] and what it hid, at their own size."""
+    with _open(path) as file:
+        brick, index = _pictures(file, pairs)
+        return (np.stack([brick[index[pair]] for pair in pairs]),
+                np.stack([_mask(file, mask, brick.shape[1:3]) for _, mask in pairs]))
+
+
+def _pictures(file, pairs):
+    """(imgBrick, {(stimulus, mask): row}) of an open shown.hdf5, which must have all of `pairs`."""
+    brick = file.dataset("imgBrick", "u", 4)
+    ids, names = file.dataset("stim_ids", "iu", 1).whole(), file.dataset("mask_ids", "OSU", 1).whole()
+    index = {(int(stimulus), _text(mask)): row for row, (stimulus, mask) in enumerate(zip(ids, names))}
+    if brick.dtype != np.uint8 or brick.shape[3] != 3 or not len(brick) == len(ids) == len(names) == len(index):
+        file.refuse("has not one stim_id and mask_id, together different, for each picture of imgBrick (n, H, W, 3) uint8")
+    lacking = [pair for pair in pairs if pair not in index]
+    if lacking:
+        stimulus, mask = lacking[0]
+        file.refuse(f"lacks {len(lacking)} pictures of the trials (the first is stimulus {stimulus} behind {mask})")
+    return brick, index
+
+
+def _text(value):
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _mask(file, name, shape):
+    """A mask, (H, W) bool, which must be the pictures' size."""
+    found = file.dataset(f"masks/{name}", "biu", 2)
+    mask = found.whole()
+    if found.shape != shape or not np.isin(mask, (0, 1)).all() or not mask.any():
+        file.refuse(f"has masks/{name} {found.dtype} {found.shape}, not a mask of {shape} that is True where it hides")
+    return mask.astype(bool)
+
+
 def _sampled(mask):
+    """(H, W) → (SMALL, SMALL): the nearest pixel of each."""
     nearest = [((np.arange(completion.SMALL) + 0.5) * side / completion.SMALL).astype(int) for side in mask.shape]
-    return np.asarray(mask, bool)[np.ix_(*nearest)]
+    return mask[np.ix_(*nearest)]
 
 
 def _open(path):
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise Problem(f"{path} is not a whole HDF5 file ({error})", "fetch or make it again") from error
+    return hdf5.File(path, "fetch or make it again", "see docs/amodal_completion.md, and make it again")
 
 
 class Annotation:
@@ -141,11 +178,21 @@ class Annotation:
 
     def __init__(self, path):
         with _open(path) as file:
-            self._row = {int(stimulus): row for row, stimulus in enumerate(file["stim_ids"][:])}
-            self._labels, self._area, self._kinds = (file[name][:] for name in ("labels", "area", "kinds"))
-            self.categories = [str(name) for name in file.attrs["categories"]]
-        if self._labels.shape[1:] != (completion.SMALL,) * 2:
-            raise Problem(f"labels of {path} are {self._labels.shape[1:]}", f"give {completion.SMALL} × {completion.SMALL}")
+            ids = file.dataset("stim_ids", "iu").ids()
+            self._row = {int(stimulus): row for row, stimulus in enumerate(ids)}
+            self._labels = file.dataset("labels", "i", 3).whole()
+            self._area, self._kinds = file.dataset("area", "f", 2).whole(), file.dataset("kinds", "biuf", 3).whole()
+            self.categories = [str(name) for name in np.atleast_1d(file.attributes().get("categories", ()))]
+            shapes = (len(ids), *(completion.SMALL,) * 2), (len(ids), *self._kinds.shape[1:2]), (*self._area.shape, len(self.categories))
+            if (self._labels.shape, self._area.shape, self._kinds.shape) != shapes or not all(self._kinds.shape):
+                file.refuse(f"has labels {self._labels.shape}, area {self._area.shape}, kinds {self._kinds.shape} of {len(ids)} "
+                            f"stimuli and {len(self.categories)} categories")
+            there = ~np.isnan(self._area)
+            count = there.sum(1)
+            if (there != (np.arange(there.shape[1]) < count[:, None])).any() or not (self._area[there] > 0).all() \
+                    or not (self._area[there] <= 1).all() or not np.isin(self._kinds[there], (0, 1)).all() \
+                    or (self._labels.min((1, 2)) < -1).any() or (self._labels.max((1, 2)) >= count).any():
+                file.refuse("has an area out of (0, 1], a kind that is not 0 or 1, or a label of no object")
 
     def pictures(self, images, stimuli):
         """`completion.Pictures` of images (n, SMALL, SMALL, 3) with the annotation of `stimuli` (n,)."""

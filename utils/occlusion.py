@@ -229,18 +229,23 @@ class OccludedStimuli(nsd.Stimuli):
         if not Path(path).exists():
             raise Problem(f"{path} is missing", "run python generate_occluded_images.py")
         super().__init__(path)
-        if not {"mask", "stim_ids"} <= set(self._file) or self._file["mask"].shape != self.shape[:3]:
+        try:
+            self._masks = self._file.dataset("mask", "biuf") if "mask" in self._file else None
+            if self._rows is None or self._masks is None or (self._masks.dtype, self._masks.shape) != (bool, self.shape[:3]):
+                raise Problem(f"{path} has no stim_ids or no mask (n, H, W)", "make it with generate_occluded_images.py")
+            self.settings = {key: _plain(value) for key, value in sorted(self._file.attributes().items())}
+        except Problem:
             self.close()
-            raise Problem(f"{path} has no stim_ids or no mask (n, H, W)", "make it with generate_occluded_images.py")
-        self.ids = self._file["stim_ids"][:]
+            raise
+        self.ids = np.array(list(self._rows))
         self.count = int(self.ids.max()) + 1
         self.settings = {key: np.asarray(value).item() for key, value in sorted(self._file.attrs.items())}
 
     def masks(self, ids):
         """(len(ids), H, W) bool, True where hidden, in the order given."""
-        masks = self._file["mask"]
-        try:
-            return np.stack([masks[self._row(stimulus)] for stimulus in ids])
-        except OSError as error:
-            raise Problem(f"the masks of {self.path} cannot be read ({error})",
-                          "make it again with generate_occluded_images.py --overwrite") from error
+        return np.stack([self._masks[self._row(stimulus)] for stimulus in ids])
+
+
+def _plain(value):
+    """An attribute as a number or a string, for a record."""
+    return value.item() if isinstance(value, np.generic) else str(value)

@@ -13,15 +13,19 @@ import sys
 import tempfile
 from pathlib import Path
 
+import tokenize
+import zipfile
 import h5py
 import numpy as np
 
-from utils import __version__, layout
+from utils import __version__, hdf5, layout
 from utils.errors import Problem
 
 CHUNK_BYTES = 1 << 20
 HOST = "".join(letter for letter in platform.node() if letter.isalnum()) or "host"
 
+NPY_FAULTS = (ValueError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
+READ_AT_MOST = 64 << 20  # bytes; a larger file whose record holds no digest is not read to see whether it changed
 
 @contextlib.contextmanager
 def atomic(path):
@@ -91,25 +95,43 @@ def write_json(path, content):
 
 
 def read_json(path):
-    """Raises Problem if the file is not JSON."""
+    """Raises Problem if the file is not a JSON object."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+    except (ValueError, RecursionError) as error:
         raise Problem(f"{path} is not valid JSON ({error})", "delete it and run its stage again") from error
 
 
 def write_npy(path, array):
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, array, allow_pickle=False)
+    whole = io.BytesIO()  # numpy writes to a real file past Python, and then cannot say why it failed
+    np.save(whole, array, allow_pickle=False)
+    with atomic(path) as temporary:
+        temporary.write_bytes(whole.getbuffer())
+
+
+def new_npy(temporary, shape, dtype=np.float32):
+    """A memory map of a new .npy file whose room on the disk is reserved: writing to a full disk would end in SIGBUS."""
+    out = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+    with open(temporary, "rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return out
 
 
 def read_npy(path, mmap=False, made_by=None):
-    """An array; never unpickled. made_by: the command to name when the file is missing."""
+    """An array of numbers; never unpickled. made_by: the command to name when the file is missing.
+
+    It is mapped even to be read whole: a header that promises more than the file holds is then found out before any
+    memory is set aside.
+    """
     try:
-        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(found, np.ndarray) or found.dtype.kind not in "biuf":
+            raise ValueError("no array of numbers")
     except FileNotFoundError as error:
         raise Problem(f"{path} is missing", f"run {made_by}" if made_by else "run the stage that writes it") from error
-    except (ValueError, EOFError) as error:
+    except NPY_FAULTS as error:
         raise Problem(f"{path} is not a whole .npy file ({error})", "delete it and run its stage again") from error
 
 
@@ -151,6 +173,7 @@ def finish(path, wanted, **results):
 
 def claim_folder(folder, wanted, overwrite):
     """Say in `folder` what makes its files. Raises Problem if files there were made otherwise (unless overwrite)."""
+    return found if mmap else np.array(found)
     sweep(folder)
     path = layout.manifest(folder)
     if path.exists() and not overwrite:
@@ -183,20 +206,25 @@ class Shards:
     def __init__(self, folder):
         self.folder = Path(folder)
         sweep(self.folder)
-        self._where = {}
-        for path in sorted(self.folder.glob("[0-9]*-[0-9]*.h5")):
+        self._where, self._known = {}, set()
+        self.refresh()
+
+    def refresh(self):
+        """Find the files that came since: another process may make shards of the same folder."""
+        for path in sorted(set(self.folder.glob("[0-9]*-[0-9]*.h5")) - self._known):
             with self._open(path) as file:
-                for row, stimulus in enumerate(file["stim_ids"][:]):
-                    self._where[int(stimulus)] = (path, row)
+                ids = file.dataset("stim_ids", "iu").ids()
+                if len(ids) != len(file.dataset("features", "biuf")):
+                    file.refuse("has not one row of features a stimulus")
+            self._where |= {int(stimulus): (path, row) for row, stimulus in enumerate(ids)}
+            self._known.add(path)
         for path in sorted(self.folder.glob("[0-9]*.npy")):
-            self._where.setdefault(int(path.stem), (path, None))
+            if path.stem.isdecimal():
+                self._where.setdefault(int(path.stem), (path, None))
 
     @staticmethod
     def _open(path):
-        try:
-            return h5py.File(path, "r")
-        except OSError as error:
-            raise Problem(f"{path} is not a whole HDF5 file ({error})", "delete it and run its stage again") from error
+        return hdf5.File(path, "run its stage again", "delete it and run its stage again")
 
     def __contains__(self, stimulus):
         return int(stimulus) in self._where
@@ -210,7 +238,7 @@ class Shards:
         found = None
         for path in sorted({path for path, row in self._where.values() if row is not None}):
             with self._open(path) as file:
-                attributes = {key: str(value) for key, value in file.attrs.items()}
+                attributes = {key: str(value) for key, value in file.attributes().items()}
             if found is not None and attributes != found:
                 key = next(key for key in attributes.keys() | found.keys() if attributes.get(key) != found.get(key))
                 raise Problem(f"{self.folder} mixes features of {key} {found.get(key)} and {attributes.get(key)}",
@@ -235,7 +263,7 @@ class Shards:
         if row is None:
             return read_npy(path, mmap=True).shape
         with self._open(path) as file:
-            return file["features"].shape[1:]
+            return file.dataset("features", "biuf").shape[1:]
 
     def write(self, stimuli, features, attributes):
         """One shard. stimuli (n,) ascending 73k ids; features (n, …)."""
@@ -271,12 +299,12 @@ class Shards:
             else:
                 with self._open(path) as file:
                     low, high = min(rows), max(rows) + 1
-                    block = file["features"][low:high][np.array(rows) - low]
+                    block = file.dataset("features", "biuf")[low:high][np.array(rows) - low]
             if out is None:
                 out = np.empty((len(stimuli), *block.shape[1:]), block.dtype)
-            if block.shape[1:] != out.shape[1:]:
-                raise Problem(f"{path} holds features of shape {block.shape[1:]}, others in its folder {out.shape[1:]}",
-                              "run the stage again with --overwrite")
+            if (block.shape[1:], block.dtype) != (out.shape[1:], out.dtype):
+                raise Problem(f"{path} holds {block.dtype} features of shape {block.shape[1:]}, others in its folder "
+                              f"{out.dtype} {out.shape[1:]}", "run the stage again with --overwrite")
             out[list(positions)] = block
         return out
 
@@ -301,14 +329,9 @@ class SubjectFeatures:
     """
 
     def __init__(self, path, made_by):
-        try:
-            self.file = h5py.File(path, "r")
-        except FileNotFoundError as error:
-            raise Problem(f"{path} is missing", f"run {made_by}") from error
-        except OSError as error:
-            raise Problem(f"{path} is not a whole HDF5 file ({error})", "delete it and run its stage again") from error
+        self.file = hdf5.File(path, f"run {made_by}", "delete it and run its stage again")
         self.path = Path(path)
-        self.attributes = {key: str(value) for key, value in self.file.attrs.items()}
+        self.attributes = {key: str(value) for key, value in self.file.attributes().items()}
 
     def __enter__(self):
         return self
@@ -317,11 +340,22 @@ class SubjectFeatures:
         self.file.close()
 
     def stimuli(self, split):
-        return self.file[split]["stim_ids"][:]
+        """(stimuli,) int64 0-based 73k ids of the rows of `features`."""
+        ids = self.file.dataset(f"{split}/stim_ids", "iu").ids()
+        if len(ids) != len(self.features(split)):
+            self.file.refuse(f"has not one row of {split}/features a stimulus")
+        return ids
+
+    def trial_rows(self, split):
+        """(trials,) int64: the row of `features` that each trial shows."""
+        rows = self.file.dataset(f"{split}/trial_rows", "iu", 1).whole()
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.features(split)):
+            self.file.refuse(f"has {split}/trial_rows out of range")
+        return rows.astype(np.int64)
 
     def features(self, split):
-        """The HDF5 dataset (stimuli, dims), not read."""
-        return self.file[split]["features"]
+        """(stimuli, dims), read when indexed."""
+        return self.file.dataset(f"{split}/features", "biuf", 2)
 
 
 def write_subject_features(path, splits, attributes, progress=None, block=256):
