@@ -13,8 +13,9 @@ def main(argv=None):
     parser = cli.parser(__doc__, "python combine_roi_predictions.py --subject subj01 --target c --rois early ventral")
     cli.add_subject(parser)
     cli.add_voxel_choice(parser)
-    parser.add_argument("--target", required=True, help="decoded feature: init_latent, c, blip, …")
-    parser.add_argument("--rois", nargs="+", required=True, help="ROIs whose predictions to combine, two or more")
+    parser.add_argument("--target", type=cli.name, required=True, help="decoded feature: init_latent, c, blip, …")
+    parser.add_argument("--rois", type=cli.name, nargs="+", required=True,
+                        help="ROIs whose predictions to combine, two or more")
     parser.add_argument("--weights", choices=["cv", "equal"], default="cv",
                         help="cv: by cross-validated R² on the training data; equal: the plain mean (default: cv)")
     parser.add_argument("--dataset", choices=["original", "occluded"], default="original",

@@ -9,7 +9,8 @@ from utils import cli, layout, subjstim
 def main(argv=None, dataset="nsd"):
     parser = cli.parser(__doc__, "python make_subjstim.py --featname init_latent --use_stim each --subject subj01")
     cli.add_subject(parser)
-    parser.add_argument("--featname", required=True, help="feature: init_latent, c, blip, … (…_occluded for the twin)")
+    parser.add_argument("--featname", type=cli.name, required=True,
+                        help="feature: init_latent, c, blip, … (…_occluded for the twin)")
     parser.add_argument("--use_stim", choices=["each", "ave"], required=True,
                         help="rows of a trial (each) or of a stimulus (ave); the features are stored once either way")
     parser.add_argument("--input_dir", metavar="DIR", help="folder of shards (default: nsdfeat/{featname})")

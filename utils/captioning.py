@@ -90,7 +90,7 @@ def caption_stimuli(args, ids, device):
 def add_arguments(parser, dataset):
     """The flags of decode_captions.py and its twin."""
     decoded.add_arguments(parser, dataset)
-    parser.add_argument("--target", metavar="FEATURE",
+    parser.add_argument("--target", type=cli.name, metavar="FEATURE",
                         help="decoded feature to caption: blip (default), or init_latent, by way of the image that it "
                         "decodes to; …_occluded for occluded images")
 

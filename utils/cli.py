@@ -1,6 +1,7 @@
 """Flags that scripts share, the device, ranges of images, progress bars, one-line errors."""
 import argparse
 import os
+import re
 import signal
 import sys
 import traceback
@@ -22,6 +23,13 @@ def parser(doc, example):
     built.add_argument("--overwrite", action="store_true", help="redo finished work instead of resuming")
     built.add_argument("--debug", action="store_true", help="show a traceback with an error")
     return built
+
+
+def name(text):
+    """An argparse type: the name of a feature, a ROI or an atlas. It becomes part of paths, and must not lead elsewhere."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name: letters, digits, _ . + - only")
+    return text
 
 
 def add_subject(built, default=None):
@@ -49,7 +57,7 @@ def add_imgidx(built, what):
 
 def add_voxel_choice(built):
     """--atlas, --zscore and --ncsnr_min: which voxels, and scaled how. The choice is part of the artifacts' names."""
-    built.add_argument("--atlas", default="streams", help="label volume in NSD's roi/ folder (default: streams)")
+    built.add_argument("--atlas", type=name, default="streams", help="label volume in NSD's roi/ folder (default: streams)")
     built.add_argument("--zscore", choices=["session"], help="z-score each voxel within each session, by its training trials")
     built.add_argument("--ncsnr_min", type=float, metavar="X", help="keep voxels whose NSD noise-ceiling SNR is at least X")
 

@@ -21,7 +21,7 @@ def add_arguments(parser, dataset):
 def add_source(parser, dataset):
     """As add_arguments, without subject, device and batch."""
     cli.add_voxel_choice(parser)
-    parser.add_argument("--roi", "--roi_str", dest="roi", nargs="+", default=list(ROIS), metavar="ROI",
+    parser.add_argument("--roi", "--roi_str", dest="roi", type=cli.name, nargs="+", default=list(ROIS), metavar="ROI",
                         help=f"ROIs that the features were decoded from, as given to ridge.py (default: {' '.join(ROIS)})")
     parser.add_argument("--dataset", choices=layout.DATASETS, default=dataset,
                         help=f"whole or occluded images (default: {dataset})")

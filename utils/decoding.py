@@ -15,8 +15,8 @@ def add_arguments(parser, dataset):
     cli.add_subject(parser)
     cli.add_gpu(parser)
     cli.add_voxel_choice(parser)
-    parser.add_argument("--target", nargs="+", required=True, help="features to decode: init_latent, c, blip, …")
-    parser.add_argument("--roi", nargs="+", required=True, help=f"ROIs, joined: {' '.join(layout.ROIS)}")
+    parser.add_argument("--target", type=cli.name, nargs="+", required=True, help="features to decode: init_latent, c, blip, …")
+    parser.add_argument("--roi", type=cli.name, nargs="+", required=True, help=f"ROIs, joined: {' '.join(layout.ROIS)}")
     parser.add_argument("--dataset", choices=DATASETS, default=dataset,
                         help=f"whether the features are of whole or occluded images (default: {dataset})")
     parser.add_argument("--use_stim", choices=["each", "ave"],

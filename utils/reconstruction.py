@@ -93,9 +93,9 @@ def add_arguments(parser, dataset):
     cli.add_seed(parser)
     cli.add_voxel_choice(parser)
     cli.add_run(parser, dataset)
-    parser.add_argument("--roi_init_latent", nargs="+", default=[ROI_OF["init_latent"]], metavar="ROI",
+    parser.add_argument("--roi_init_latent", type=cli.name, nargs="+", default=[ROI_OF["init_latent"]], metavar="ROI",
                         help="ROIs that the latent was decoded from (default: early)")
-    parser.add_argument("--roi_c", nargs="+", default=[ROI_OF["c"]], metavar="ROI",
+    parser.add_argument("--roi_c", type=cli.name, nargs="+", default=[ROI_OF["c"]], metavar="ROI",
                         help="ROIs that the conditioning was decoded from (default: ventral)")
     parser.add_argument("--n_samples", type=int, default=N_SAMPLES, help="samples per image (default: 5)")
     parser.add_argument("--batch_size", default="auto", help="samples denoised at once, or auto (default)")

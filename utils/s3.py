@@ -440,7 +440,10 @@ def _md5(path):
 
 
 def _anonymous_client():
-    session = botocore.session.Session()
+    # No profile and no file below ~/.aws, which may be of another project, broken, or hold keys.
+    session = botocore.session.Session(session_vars={
+        "profile": (None, None, None, None), "config_file": (None, None, os.devnull, None),
+        "credentials_file": (None, None, os.devnull, None)})
     # An empty resolver: neither the environment nor files nor the network are asked for credentials.
     session.register_component("credential_provider", botocore.credentials.CredentialResolver([]))
     custom = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
