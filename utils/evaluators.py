@@ -1,4 +1,4 @@
-"""The networks that judge reconstructions: Inception, AlexNet and CLIP features of pictures, in batches."""
+"""The networks that judge reconstructions: Inception, AlexNet, CLIP, EfficientNet and SwAV features, in batches."""
 import numpy as np
 import torch
 from PIL import Image
@@ -6,9 +6,15 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from utils import models
 
-# What each evaluation feature is, in torchvision's and transformers' names (the original's img2feat_decoded.py).
-INCEPTION = {"avgpool": "inception"}
-ALEXNET = {"features.5": "alexnet5", "features.12": "alexnet12", "classifier.5": "alexnet18"}
+# What each evaluation feature is, in torchvision's and transformers' names: those of the original's
+# img2feat_decoded.py, and those of evaluate.py's table besides (utils/evaluation_table.py says which).
+CLASSIFIERS = {
+    "inception": {"avgpool": "inception"},
+    "alexnet": {"features.4": "alexnet4", "features.5": "alexnet5", "features.11": "alexnet11",
+                "features.12": "alexnet12", "classifier.5": "alexnet18"},
+    "efficientnet": {"avgpool": "efficientnet"},
+    "swav": {"avgpool": "swav"},
+}
 CLIP_HIDDEN = {6: "clip_h6", 12: "clip_h12"}
 
 
@@ -18,7 +24,7 @@ def resize(image, size):
 
 
 class Evaluators:
-    """Features of pictures by name (layout.EVALUATION_FEATURES), in float32.
+    """Features of pictures by name (layout.EVALUATION_FEATURES, and the others of CLASSIFIERS), in float32.
 
     names: those to compute; only the networks they need are loaded.
     """
@@ -26,7 +32,7 @@ class Evaluators:
     def __init__(self, names, device):
         self.names, self.device = set(names), device
         self.classifiers = []
-        for role, nodes in (("inception", INCEPTION), ("alexnet", ALEXNET)):
+        for role, nodes in CLASSIFIERS.items():
             nodes = {node: name for node, name in nodes.items() if name in self.names}
             if nodes:
                 network, preprocessing = models.classifier(role, device)
@@ -57,5 +63,5 @@ class Evaluators:
 
     def identities(self):
         """{role: model and revision} of the networks that judge."""
-        roles = [role for role, nodes in (("inception", INCEPTION), ("alexnet", ALEXNET)) if self.names & set(nodes.values())]
+        roles = [role for role, nodes in CLASSIFIERS.items() if self.names & set(nodes.values())]
         return {role: models.identity(role) for role in roles + (["clip"] if self.clip else [])}

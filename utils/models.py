@@ -6,9 +6,12 @@ mini_nsd/models), or a folder that holds one folder per role, in the hub's layou
 import functools
 import hashlib
 import os
+import pickle
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from utils.errors import Problem
 
@@ -20,12 +23,21 @@ HUB = {
     "clip": "openai/clip-vit-large-patch14",
     "inception": "torchvision/inception_v3/IMAGENET1K_V1",
     "alexnet": "torchvision/alexnet/IMAGENET1K_V1",
+    "efficientnet": "torchvision/efficientnet_b1/IMAGENET1K_V2",
+    "swav": "torch.hub/facebookresearch/swav/swav_800ep_pretrain",
     "vgg19": "KamitaniLab/vgg19_caffe",
     "generator": "KamitaniLab/relu7generator",
 }
 TINY = Path(__file__).resolve().parent.parent / "mini_nsd" / "models"
 # The original pipeline feeds 299 px to Inception and AlexNet alike (img2feat_decoded.py); the mean and sd are ImageNet's.
 IMAGENET = {"image_size": 299, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+# The networks of evaluate.py's distances: torchvision's architecture, and the size in px of MindEye's evaluation.
+DISTANCE = {"efficientnet": ("efficientnet_b1", 255), "swav": ("resnet50", 224)}
+SWAV_URL = "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar"  # as SwAV's hubconf.py names it
+
+UNTRAINED = {"inception": {"transform_input": True, "init_weights": False}, "alexnet": {}}  # as torchvision builds what it loads into
+UNREADABLE = (OSError, RuntimeError, AttributeError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 def choice():
@@ -64,12 +76,16 @@ def identity(role):
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return {"model": f"{choice() if choice() == 'tiny' else where.parent.name}/{role}", "revision": digest.hexdigest()}
-    if where.startswith("torchvision/"):
+    if where.startswith(("torchvision/", "torch.hub/")):
         return {"model": where, "revision": where.rsplit("/", 1)[1]}
     from huggingface_hub import model_info, try_to_load_from_cache
 
     cached = try_to_load_from_cache(where, "config.json") or try_to_load_from_cache(where, "model_index.json")
-    return {"model": where, "revision": Path(cached).parent.name if isinstance(cached, str) else model_info(where).sha}
+    try:
+        return {"model": where, "revision": Path(cached).parent.name if isinstance(cached, str) else model_info(where).sha}
+    except OSError as error:
+        raise Problem(f"the revision of {where} is not known: {error}",
+                      "check the network and HF_HUB_OFFLINE, or set NSD_MODELS to tiny or a folder") from error
 
 
 def cpu_has_bfloat16():
@@ -96,7 +112,7 @@ def _load(cls, role, method="from_pretrained", **options):
     where = source(role)
     try:
         return getattr(cls, method)(where, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (*UNREADABLE, ValueError, KeyError, TypeError) as error:
         part = f" ({options['subfolder']})" if "subfolder" in options else ""
         raise Problem(f"cannot load the {role} model{part} from {where}: {error}",
                       "check the folder, or the network and HF_HUB_OFFLINE for a hub id") from error
@@ -166,25 +182,84 @@ def clip(device):
             _load(CLIPTokenizer, "clip"))
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def classifier(role, device):
-    """(network, preprocessing) of inception or alexnet.
+    """(network, preprocessing) of inception, alexnet, efficientnet or swav.
 
-    preprocessing: {"image_size", "mean", "std"}. From the hub, torchvision's ImageNet weights; from a folder, its
-    config.json and model.safetensors.
+    preprocessing: {"image_size", "mean", "std"}. From the hub, torchvision's ImageNet weights, or SwAV's own; from a
+    folder, its config.json and model.safetensors, or for efficientnet and swav a state dict (see `_distance_network`).
     """
     where = source(role)
-    if isinstance(where, Path):
+    if role in DISTANCE:
+        network, preprocessing = _distance_network(role, where), IMAGENET | {"image_size": DISTANCE[role][1]}
+    elif isinstance(where, Path):
         from utils import narrow_nets
 
-        network, config = narrow_nets.load(where)
-        preprocessing = {key: config[key] for key in IMAGENET}
+        try:
+            network, config = narrow_nets.load(where)
+            preprocessing = {key: config[key] for key in IMAGENET}
+        except (*UNREADABLE, ValueError, KeyError, TypeError) as error:
+            raise Problem(f"cannot load the {role} weights from {where}: {error}", "check the folder") from error
     else:
         import torchvision
 
         _, name, weights = where.split("/")
-        network, preprocessing = torchvision.models.get_model(name, weights=weights), IMAGENET
+        network, preprocessing = torchvision.models.get_model(name, **UNTRAINED[role]), IMAGENET
+        try:
+            network.load_state_dict(_downloaded(torchvision.models.get_model_weights(name)[weights].url, check_hash=True))
+        except UNREADABLE as error:
+            raise Problem(f"cannot load the {role} weights of {where}: {error}", "check the network, or torch's cache") from error
     return network.eval().requires_grad_(False).to(device), preprocessing
+
+
+def _distance_network(role, where):
+    """torchvision's EfficientNet-B1 or ResNet-50 with the weights of a role; only the classifying head may lack.
+
+    A folder holds one state dict under torchvision's names: a .safetensors, or a .pt, .pth or .pth.tar file, read with
+    weights_only=True. Raises Problem where the weights are not there or of another network.
+    """
+    import torchvision
+
+    name = DISTANCE[role][0]
+    try:
+        if isinstance(where, Path):
+            state = _state_dict(where)
+        elif role == "swav":
+            state = _downloaded(SWAV_URL)
+        else:
+            weights = torchvision.models.get_model_weights(name)[where.rsplit("/", 1)[1]]
+            state = _downloaded(weights.url, check_hash=True)
+        network = torchvision.models.get_model(name)
+        found = {key.removeprefix("module."): value for key, value in state.items()}
+        lacking = network.load_state_dict(found, strict=False).missing_keys
+    except (OSError, RuntimeError, AttributeError, pickle.UnpicklingError, SafetensorError) as error:
+        raise Problem(f"cannot load the {role} weights from {where}: {error}",
+                      "check the file, or the network for a hub") from error
+    if body := [key for key in lacking if not key.startswith(("fc.", "classifier."))]:
+        raise Problem(f"the {role} weights in {where} lack {len(body)} tensors of {name} (the first is {body[0]})",
+                      "give a state dict under torchvision's names")
+    return network
+
+
+def _downloaded(url, check_hash=False):
+    """The state dict of a URL, from torch's cache where it is there; never unpickled. HF_HUB_OFFLINE holds for it too."""
+    from huggingface_hub import constants
+
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if constants.HF_HUB_OFFLINE and not cached.exists():
+        raise Problem(f"HF_HUB_OFFLINE is set and {cached} is missing", f"fetch {url}, or set NSD_MODELS to tiny or a folder")
+    # torchvision's own get_state_dict would unpickle.
+    return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, progress=False, check_hash=check_hash)
+
+
+def _state_dict(folder):
+    """The one state dict in a folder, never unpickled. Raises Problem unless there is exactly one."""
+    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.pt*"))
+    if len(found) != 1:
+        raise Problem(f"{folder} holds {len(found)} state dicts", "put one .safetensors or .pth file there")
+    if found[0].suffix == ".safetensors":
+        return load_file(found[0])
+    return torch.load(found[0], map_location="cpu", weights_only=True)
 
 
 @functools.lru_cache(maxsize=1)

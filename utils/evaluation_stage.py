@@ -1,0 +1,95 @@
+"""What evaluate.py does around the table, the captions' scores and the held-out check: in order, written, and told."""
+from utils import caption_scores, cli, evaluation_table, figures, held_out, layout, models, store
+from utils.errors import Problem
+
+READING = (
+    "Decoders refitted without the training stimuli of each test image's own cluster (Shirakawa et al. 2024); "
+    "identification of decoded features, chance 50. Within the cluster, what stays above chance was not learnt from "
+    "that cluster: decoding goes beyond picking among training clusters. Among all, near or below chance says that "
+    "unseen kinds are decoded as seen ones. Random removal, of as many stimuli of other clusters, says how much of a "
+    "drop is lost data, not lost kind.")
+
+
+def run(args):
+    """Evaluate one subject; returns the lines to print."""
+    ws, device = layout.Workspace.of(args), cli.device(args.gpu)
+    if not ws.found_runs():
+        raise Problem(f"{args.workdir} has no reconstructions of {args.subject}", "run diffusion_decoding.py first")
+    text = [evaluation_table.markdown(ws, _table(args, ws, device))]
+    text.append(_captions(args, ws, device))
+    path = ws.evaluation_result("held_out", "csv")
+    if args.held_out_clusters:
+        checked, record = held_out.run(args, ws, device)
+        if checked is not None:
+            evaluation_table.write_csv(path, held_out.FIELDS, checked, record | {"simulated": figures.is_simulated(ws)})
+    if path.exists():
+        text.append(held_out_markdown(ws, evaluation_table.read_csv(path)))
+    store.write_text(ws.evaluation_result("evaluation", "md"), "\n".join(text))
+    return "\n".join(text)
+
+
+def _table(args, ws, device):
+    """Rows of the table, written; each run's pictures are measured unless they were."""
+    absent, rows, runs = evaluation_table.absent_roles(device), [], {}
+    found = ws.found_runs()
+    for run in evaluation_table.expected_runs(ws):
+        try:
+            if run not in found:
+                raise Problem("no pictures", "run run_pipeline.py with its method, dataset or --controls")
+            evaluation_table.Pictures(ws.samples(run))
+        except Problem as problem:
+            rows += evaluation_table.rows_of(run, None, args.seed, f"not run: {problem}")
+            continue
+        path = evaluation_table.evaluate(ws, run, device, absent, args.overwrite)
+        runs[run] = store.read_json(layout.sidecar(path))["pictures_digest"]
+        rows += evaluation_table.rows_of(run, path, args.seed)
+    record = store.record(evaluation_table.SCRIPT, {"subject": args.subject, "seed": args.seed}, runs=runs,
+                          absent=absent, simulated=figures.is_simulated(ws))
+    evaluation_table.write_csv(ws.evaluation_result("evaluation", "csv"), evaluation_table.FIELDS, rows, record)
+    return rows
+
+
+def _captions(args, ws, device):
+    """The captions' part of the text; their table is written. Says so where none are decoded, or people's missing."""
+    try:
+        rows, read = caption_scores.rows(ws, device, args.seed)
+    except Problem as problem:
+        cli.say(f"captions: not scored, {problem}")
+        return f"Decoded captions: not scored ({problem.what}).\n"
+    if not rows:
+        return "Decoded captions: none (decode_captions.py makes them).\n"
+    record = store.record(evaluation_table.SCRIPT, {"subject": args.subject, "seed": args.seed}, read,
+                          network=models.identity("clip"), simulated=figures.is_simulated(ws))
+    evaluation_table.write_csv(ws.evaluation_result("captions", "csv"), caption_scores.FIELDS, rows, record)
+    return captions_markdown(ws, rows)
+
+
+def captions_markdown(ws, rows):
+    """The table of captions in Markdown."""
+    lines = [f"## Decoded captions of {figures.who(ws)}", "",
+             "| captions | images | metric | value [95%] | chance |", "|---|---|---|---|---|"]
+    for row in rows:
+        label = ", ".join(part for part in (row["captions"], row["dataset"], row["control"]) if part)
+        digits = 1 if "identification" in row["metric"] else 3
+        value = _interval(row["value"], row["low"], row["high"], digits)
+        lines.append(f"| {label} | {row['n_images']} | {row['metric']} | {value} | {row['chance']:.{digits}f} |")
+    return "\n".join([
+        *lines, "", "Similarity: mean cosine to the image's true captions in CLIP's text space; chance: to those of "
+        "other images. Identification in percent. \"people\": one true caption against the image's others.", ""])
+
+
+def held_out_markdown(ws, rows):
+    """The check's pooled rows in Markdown; each cluster's are in the CSV."""
+    lines = [f"## Held-out clusters of {figures.who(ws)}", "",
+             "| target, ROI | images | removed | metric | all stimuli | held out | drop [95%] |",
+             "|---|---|---|---|---|---|---|"]
+    for row in (row for row in rows if row["cluster"] == "all"):
+        full, left, drop, low, high = (float(row[name]) for name in ("full", "held_out", "drop", "low", "high"))
+        lines.append(f"| {row['target']}, {row['roi']} | {row['n_test']} | {row['n_train_removed']} | {row['metric']} "
+                     f"| {full:.1f} | {left:.1f} | {_interval(drop, low, high, 1)} |")
+    return "\n".join([*lines, "", READING, ""])
+
+
+def _interval(value, low, high, digits):
+    value, low, high = (f"{round(each, digits) + 0.0:.{digits}f}" for each in (value, low, high))  # never -0.0
+    return f"{value} [{low}, {high}]"
