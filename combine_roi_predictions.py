@@ -35,11 +35,12 @@ def main(argv=None):
     options = combining.shared_options(records[0]) | {"rois": args.rois, "weights": args.weights}
     wanted = store.record("combine_roi_predictions.py", options, paths)
     path = ws.scores([choice.tag("+".join(args.rois))], args.target, dataset, cli.control(args))
-    if store.is_done(path, wanted, args.overwrite):
-        print(f"{path.stem}: done before")
-        return
-    with cli.progress(desc=path.stem, total=len(predictions[0]), unit="image") as bar:
-        combining.write(path, predictions, shares, wanted, bar.update)
+    with store.locked(path):
+        if store.is_done(path, wanted, args.overwrite):
+            print(f"{path.stem}: done before")
+            return
+        with cli.progress(desc=path.stem, total=len(predictions[0]), unit="image") as bar:
+            combining.write(path, predictions, shares, wanted, bar.update)
     print(f"{path.stem}: " + ", ".join(f"{roi} {share:.2f}" for roi, share in zip(args.rois, shares)))
 
 

@@ -68,22 +68,23 @@ def caption_stimuli(args, ids, device):
     path = layout.blip_captions(args.workdir, args.dataset)
     shards = store.Shards(layout.features(args.workdir, feature))
     store.claim_folder(path.parent, {"features": shards.attributes(), "beams": BEAMS}, args.overwrite)
-    found = {} if args.overwrite or not path.exists() else store.read_json(path)
     captioner = Captioner(*models.blip(device, torch.float32))
     size = features.batch_size(args, device, AUTO_BATCH)
-    # A batch with any caption missing is made whole, so that a resumed run gives what one that was never stopped would.
-    todo = [batch for batch in batches([int(stimulus) for stimulus in ids], size)
-            if any(str(stimulus) not in found for stimulus in batch)]
-    unsaved = 0
-    with cli.progress(desc=path.parent.name, total=sum(map(len, todo)), unit="img") as bar:
-        for number, batch in enumerate(todo, start=1):
-            embeddings = torch.from_numpy(shards.read(batch, "img2feat_blip.py").astype(np.float32))
-            found |= {str(stimulus): [caption] for stimulus, caption in zip(batch, captioner.caption(embeddings))}
-            unsaved += len(batch)
-            if unsaved >= BLOCK or number == len(todo):
-                store.write_json(path, found)
-                unsaved = 0
-            bar.update(len(batch))
+    with store.locked(path):
+        found = {} if args.overwrite or not path.exists() else store.read_json(path)
+        # A batch with any caption missing is made whole, so that a resumed run gives what an uninterrupted one would.
+        todo = [batch for batch in batches([int(stimulus) for stimulus in ids], size)
+                if any(str(stimulus) not in found for stimulus in batch)]
+        unsaved = 0
+        with cli.progress(desc=path.parent.name, total=sum(map(len, todo)), unit="img") as bar:
+            for number, batch in enumerate(todo, start=1):
+                embeddings = torch.from_numpy(shards.read(batch, "img2feat_blip.py").astype(np.float32))
+                found |= {str(stimulus): [caption] for stimulus, caption in zip(batch, captioner.caption(embeddings))}
+                unsaved += len(batch)
+                if unsaved >= BLOCK or number == len(todo):
+                    store.write_json(path, found)
+                    unsaved = 0
+                bar.update(len(batch))
     print(f"{path.parent.name}: {len(ids)} captions in {path}")
 
 
@@ -110,20 +111,21 @@ def decode(args):
     captions_of, source, made_from = ways[target](args, ws, target, device)
     wanted = store.record("decode_captions.py", {"target": target, "beams": BEAMS, **decoded.options(args)}, [source],
                           **made_from)
-    if store.is_done(path, wanted, args.overwrite):
-        print(f"{path.stem}: done before; {sentence(store.read_json(layout.sidecar(path))['score'])}")
-        return
-    references = people(ws, args.workdir)
-    found = []
-    with cli.progress(desc=path.stem, total=len(references), unit="img") as bar:
-        for batch in batches(range(len(references)), size):
-            found += captions_of(batch)
-            bar.update(len(batch))
-    scored = score(found, references, clip_text_features(device))
-    store.write_text(ws.captions_people(), "".join(f"{one_line(of_image[0])}\n" for of_image in references))
-    with store.atomic(path) as temporary:
-        temporary.write_text("".join(f"{caption}\n" for caption in found), encoding="utf-8")
-        store.finish(path, wanted, score=scored)
+    with store.locked(path):
+        if store.is_done(path, wanted, args.overwrite):
+            print(f"{path.stem}: done before; {sentence(store.read_json(layout.sidecar(path))['score'])}")
+            return
+        references = people(ws, args.workdir)
+        found = []
+        with cli.progress(desc=path.stem, total=len(references), unit="img") as bar:
+            for batch in batches(range(len(references)), size):
+                found += captions_of(batch)
+                bar.update(len(batch))
+        scored = score(found, references, clip_text_features(device))
+        store.write_text(ws.captions_people(), "".join(f"{one_line(of_image[0])}\n" for of_image in references))
+        with store.atomic(path) as temporary:
+            temporary.write_text("".join(f"{caption}\n" for caption in found), encoding="utf-8")
+            store.finish(path, wanted, temporary, score=scored)
     print(f"{path.stem}: {sentence(scored)}")
 
 
@@ -158,10 +160,10 @@ def read(path, count, made_by):
         found = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise Problem(f"{path} is missing", f"run {made_by}") from error
-    if len(found) != count or not all(caption.strip() for caption in found):
-        raise Problem(f"{path} has {sum(bool(caption.strip()) for caption in found)} captions for {count} test images",
     except UnicodeDecodeError as error:
         raise Problem(f"{path} is not UTF-8 text ({error})", f"run {made_by} --overwrite") from error
+    if len(found) != count or not all(caption.strip() for caption in found):
+        raise Problem(f"{path} has {sum(bool(caption.strip()) for caption in found)} captions for {count} test images",
                       f"run {made_by} --overwrite")
     return found
 
@@ -189,15 +191,18 @@ def score(captions, references, embed):
     captions: n strings. references: n lists of strings. embed: see `clip_text_features`. Returns
     "identification": see identification.summary, of the mean embedding of what people say by that of the caption;
     "overlap": mean best F1 of the words shared with a reference of the image; "overlap_others": of another image.
+    Of a single image, which cannot be told from others, the first two are None.
     """
+    shared = float(np.mean([overlap(*pair) for pair in zip(captions, references)]))
+    if len(captions) < 2:
+        return {"identification": None, "overlap_others": None, "overlap": shared}
     said = embed(captions)
     theirs = np.stack([embed(each).mean(axis=0) for each in references])
     r = identification.correlations(range(len(captions)), lambda i: theirs[i], lambda j: said[j:j + 1])
     shifts = range(1, min(OTHERS, len(captions) - 1) + 1)
     others = [overlap(caption, references[(number + shift) % len(captions)])
               for shift in shifts for number, caption in enumerate(captions)]
-    return {"identification": identification.summary(r), "overlap_others": float(np.mean(others)),
-            "overlap": float(np.mean([overlap(*pair) for pair in zip(captions, references)]))}
+    return {"identification": identification.summary(r), "overlap_others": float(np.mean(others)), "overlap": shared}
 
 
 def overlap(caption, references):
@@ -218,6 +223,8 @@ def _words(sentence):
 def sentence(scored):
     """`score`'s result as a line for a reader."""
     found = scored["identification"]
+    if found is None:
+        return f"one image, which cannot be told from others; words shared with people's captions (F1) {scored['overlap']:.2f}"
     low, high = found["interval"]
     return (f"decoded captions tell their image from others in {found['accuracy']:.3f} [{low:.2f}, {high:.2f}] of "
             f"cases, p = {found['p']:.4f}, chance {found['chance']} ({found['images']} images, CLIP's text features); "

@@ -80,7 +80,7 @@ def combine_to(out, predictions, shares, progress):
 def write(path, predictions, shares, wanted, progress):
     """The combination, as ridge.py writes a prediction: (test stimuli, dims) float32; beside it `wanted`, the weights."""
     with store.atomic(path) as temporary:
-        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=predictions[0].shape)
+        out = store.new_npy(temporary, predictions[0].shape)
         combine_to(out, predictions, shares, progress)
         out.flush()
-        store.finish(path, wanted, weights=[float(share) for share in shares])
+        store.finish(path, wanted, temporary, weights=[float(share) for share in shares])

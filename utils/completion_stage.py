@@ -63,7 +63,7 @@ def run(args):
                "simulated": occluded_viewing.truth(root) is not None, "views_with_a_hidden_object": int(material.gone.sum())}
     store.finish(table, wanted, **summary)
     _write_csv(table, FIELDS, results)
-    return read_table(ws), summary
+    return read_table(ws), store.read_json(layout.sidecar(table))
 
 
 def _record(args, ws, root, rois):

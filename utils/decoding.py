@@ -66,38 +66,45 @@ def decode(args):
                 options["shared_alpha"] = args.shared_alpha
             wanted = store.record("ridge.py", options, [*betas, *([matrix.path] if matrix.path else [])],
                                   features=matrix.attributes)
-            if store.is_done(path, wanted, args.overwrite):
-                print(f"{path.stem}: done before")
-                continue
-            if args.stream:
-                report = fit_streamed(decoder(use), alphas, matrix, voxels, path, wanted, args)
-            else:
-                check_pairing(matrix, voxels)
-                report = fit(decoder(use), alphas, matrix, voxels, path, wanted)
+            with store.locked(path):
+                if store.is_done(path, wanted, args.overwrite):
+                    print(f"{path.stem}: done before")
+                    continue
+                if args.stream:
+                    report = fit_streamed(decoder(use), alphas, matrix, voxels, path, wanted, args)
+                else:
+                    check_pairing(matrix, voxels)
+                    report = fit(decoder(use), alphas, matrix, voxels, path, wanted)
         if report.at_edge:
             cli.say(f"{target}: {report.at_edge} of {len(report.alphas)} dims chose an alpha at the grid's edge; "
                     "give a wider --alphas if that is more than a few")
-        print(f"{path.stem}: test r = {np.nanmean(report.test_correlation):.3f} over {len(report.alphas)} dims")
+        print(f"{path.stem}: {sentence(report)} over {len(report.alphas)} dims")
+
+
+def sentence(report):
+    """The mean test correlation, or that there is none: over a single test image, r is not defined."""
+    if not np.isfinite(report.test_correlation).any():
+        return "test r is not defined, as nothing varies over the test images,"
+    return f"test r = {np.nanmean(report.test_correlation):.3f}"
 
 
 def fit(decoder, alphas, matrix, voxels, path, wanted):
     """Predict the test images' features into `path` (test stimuli, dims) float32, and its record beside it."""
     dims = matrix.features("tr").shape[1]
     with store.atomic(path) as temporary:
-        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(len(voxels.test_stimuli), dims))
+        out = store.new_npy(temporary, (len(voxels.test_stimuli), dims))
         with cli.progress(desc=path.stem, total=dims, unit="dim") as bar:
             report = decoder.predict_to(matrix.features("tr"), voxels.test, out, test_features=matrix.features("te"),
                                         alphas=alphas, progress=lambda done, _: bar.update(done - bar.n))
         out.flush()
-        store.finish(path, wanted, **report.summary())
+        store.finish(path, wanted, temporary, **report.summary())
     return report
 
 
 def fit_streamed(decoder, alphas, streamed, voxels, path, wanted, args):
     """As `fit`, for features that are computed as they are needed: an `icnn.Streamed`."""
     with store.atomic(path) as temporary:
-        shape = (len(voxels.test_stimuli), streamed.dims)
-        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        out = store.new_npy(temporary, (len(voxels.test_stimuli), streamed.dims))
         with cli.progress(desc=path.stem, total=streamed.dims, unit="dim") as bar:
             report = decoder.predict_streamed(
                 lambda: streamed.replay(voxels.train_stimuli), streamed.dims, voxels.test, out, alphas=alphas,
@@ -105,7 +112,7 @@ def fit_streamed(decoder, alphas, streamed, voxels, path, wanted, args):
                 progress=lambda done, _: bar.update(done - bar.n))
         report.test_correlation = streamed.correlation(out, voxels.test_stimuli)
         out.flush()
-        store.finish(path, wanted, **report.summary())
+        store.finish(path, wanted, temporary, **report.summary())
     return report
 
 

@@ -89,14 +89,17 @@ def decode(args):
         for start in range(0, len(chosen), size):
             batch = chosen[start:start + size]
             # A batch with any map missing is computed whole: a resumed run gives what an uninterrupted one would.
-            made = all(ws.depth(index, *own).exists() and ws.depth_image(index, *own).exists() for index in batch)
-            if args.overwrite or not made:
-                rows = [torch.from_numpy(each[list(batch)]) for each in states]
-                maps = normalise(estimator.depth(rows)).cpu().numpy()
-                flat += int((maps == 0).all((1, 2, 3)).sum())
-                for index, depth in zip(batch, maps[:, None]):
-                    store.write_npy(ws.depth(index, *own), depth)
-                    images.save(ws.depth_image(index, *own), picture(depth))
+            with store.working(ws.depth_folder(*own), batch[0], batch[-1] + 1):
+                made = all(ws.depth(index, *own).exists() and ws.depth_image(index, *own).exists() for index in batch)
+                if args.overwrite or not made:
+                    rows = [torch.from_numpy(each[list(batch)]) for each in states]
+                    maps = normalise(estimator.depth(rows)).cpu().numpy()
+                    flat += int((maps == 0).all((1, 2, 3)).sum())
+                    for index, depth in zip(batch, maps[:, None]):
+                        if args.overwrite or not ws.depth(index, *own).exists():
+                            store.write_npy(ws.depth(index, *own), depth)
+                        if args.overwrite or not ws.depth_image(index, *own).exists():
+                            images.save(ws.depth_image(index, *own), picture(depth))
             bar.update(len(batch))
     if flat:
         cli.say(f"{flat} decoded depth maps have no relief: they carry no depth")

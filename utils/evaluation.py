@@ -17,13 +17,20 @@ def extract(args):
     store.claim_folder(folder, store.record("img2feat_decoded.py", {"run": run}, pictures=made_from), args.overwrite)
     store.claim_folder(folder / "networks", judges.identities(), args.overwrite)
 
-    missing = [path for path in pictures if args.overwrite or not all(
-        layout.image_feature(folder, path.stem, name).exists() for name in args.usefeat)]
-    batches = [missing[start:start + args.batch_size] for start in range(0, len(missing), args.batch_size)]
-    with cli.progress(desc=f"features of {run}", total=len(pictures), initial=len(pictures) - len(missing), unit="img") as bar:
-        for batch, loaded in images.prefetch(lambda paths: np.stack([images.load(path) for path in paths]), batches):
-            for name, found in judges(loaded).items():
-                for path, feature in zip(batch, found):
-                    store.write_npy(layout.image_feature(folder, path.stem, name), feature)
-            bar.update(len(batch))
+    with store.working(folder, 0, 1):
+        # A batch with any feature missing is made whole: see diffusion_decoding.py.
+        missing = [path for path in pictures if args.overwrite or not all(
+            layout.image_feature(folder, path.stem, name).exists() for name in args.usefeat)]
+        absent = set(missing)
+        batches = [batch for start in range(0, len(pictures), args.batch_size)
+                   if absent & set(batch := pictures[start:start + args.batch_size])]
+        with cli.progress(desc=f"features of {run}", total=len(pictures), initial=len(pictures) - len(missing),
+                          unit="img") as bar:
+            for batch, loaded in images.prefetch(lambda paths: np.stack([images.load(path) for path in paths]), batches):
+                for name, found in judges(loaded).items():
+                    for path, feature in zip(batch, found):
+                        target = layout.image_feature(folder, path.stem, name)
+                        if args.overwrite or not target.exists():
+                            store.write_npy(target, feature)
+                bar.update(len(absent & set(batch)))
     print(f"{run}: {len(missing)} pictures × {len(args.usefeat)} features computed, {len(pictures) - len(missing)} already there")

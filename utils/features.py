@@ -1,4 +1,7 @@
 """From stimuli to shards of features: what every img2feat_* stage does around its network."""
+import contextlib
+import itertools
+
 import numpy as np
 import torch
 
@@ -76,22 +79,30 @@ def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, p
         each.check(attributes | {"feature": name})
     ids = wanted(args, stimuli)
     missing = sorted({stimulus for each in shards.values() for stimulus in each.missing(ids)})
-    parts = store.shard_ranges(missing, SHARD)
-    blocks = [part[start:start + batch] for part in parts for start in range(0, len(part), batch)]
-    done, held = [], []
+    parts = [[part[start:start + batch] for start in range(0, len(part), batch)]
+             for part in store.shard_ranges(missing, SHARD)]
+    reading = images.prefetch(prepare or stimuli.read, [block for part in parts for block in part])
+    computed = 0
     title = names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
     with cli.progress(desc=title, total=len(ids), initial=len(ids) - len(missing), unit="img") as bar:
-        for block, prepared in images.prefetch(prepare or stimuli.read, blocks):
-            held.append([np.asarray(feature) for feature in compute(prepared, block)])
-            done += block
-            bar.update(len(block))
-            if done == parts[0]:
-                for (name, each), computed in zip(shards.items(), zip(*held, strict=True), strict=True):
-                    _write(each, done, np.concatenate(computed), attributes | {"feature": name})
-                parts.pop(0)
-                done, held = [], []
+        for part in parts:
+            stimuli_of_part = [stimulus for block in part for stimulus in block]
+            with contextlib.ExitStack() as alone:
+                for name in sorted(names):
+                    alone.enter_context(store.working(shards[name].folder, part[0][0] // SHARD, part[0][0] // SHARD + 1))
+                    shards[name].refresh()
+                made_meanwhile = not any(each.missing(stimuli_of_part) for each in shards.values())
+                held = []
+                for block, prepared in itertools.islice(reading, len(part)):
+                    if not made_meanwhile:
+                        held.append([np.asarray(feature) for feature in compute(prepared, block)])
+                    bar.update(len(block))
+                if not made_meanwhile:
+                    for (name, each), found in zip(shards.items(), zip(*held, strict=True), strict=True):
+                        _write(each, stimuli_of_part, np.concatenate(found), attributes | {"feature": name})
+                    computed += len(stimuli_of_part)
     for name, each in shards.items():
-        print(f"{name}: {len(missing)} computed, {len(ids) - len(missing)} already there, {each.item_shape()} each")
+        print(f"{name}: {computed} computed, {len(ids) - computed} already there, {each.item_shape()} each")
 
 
 def _write(shards, done, computed, attributes):

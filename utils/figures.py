@@ -76,6 +76,7 @@ def who(ws):
 def save(figure, ws, name):
     """Write a figure as PDF and PNG, atomically, and close it; returns the two paths."""
     paths = [ws.figure(name, ending) for ending in ("pdf", "png")]
+    store.sweep(paths[0].parent)
     for path, ending, metadata in zip(paths, ("pdf", "png"), ({"CreationDate": None}, {})):
         with store.atomic(path) as temporary, plt.rc_context(STYLE):
             figure.savefig(temporary, format=ending, bbox_inches="tight", pad_inches=0.05, metadata=metadata)

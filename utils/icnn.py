@@ -220,10 +220,11 @@ def write_decoded(args):
         found, path = decoded.read(args, ws, target, shapes[layer])
         wanted = store.record("make_vgg19fromdecode.py", decoded.options(args), [path], **models.identity("vgg19"))
         store.claim_folder(ws.gan_features(layer, 0, *own).parent, wanted, args.overwrite)
-        for index in cli.progress(range(len(found)), desc=layer, unit="img"):
-            path = ws.gan_features(layer, index, *own)
-            if args.overwrite or not path.exists():
-                write_mat(path, np.asarray(found[index])[None])
+        with store.working(ws.gan_features(layer, 0, *own).parent, 0, len(found)):
+            for index in cli.progress(range(len(found)), desc=layer, unit="img"):
+                path = ws.gan_features(layer, index, *own)
+                if args.overwrite or not path.exists():
+                    write_mat(path, np.asarray(found[index])[None])
     print(f"{len(found)} test images × {len(targets)} layers in {path.parents[3]}")
 
 
@@ -231,6 +232,7 @@ def write_mat(path, found):
     """(1, C, H, W) or (1, units) → a MATLAB file with the key `feat`, which bdpy.dataform.DecodedFeatures reads."""
     whole = io.BytesIO()
     scipy.io.savemat(whole, {"feat": found})
+    whole.getbuffer()[:len(MAT_TITLE)] = MAT_TITLE  # scipy's holds the time, and equal work must give equal bytes
     with store.atomic(path) as temporary:
         temporary.write_bytes(whole.getbuffer())
 
@@ -272,22 +274,31 @@ def reconstruct(args):
     size = features.batch_size(args, device, AUTO_BATCH)
     # A batch with any picture missing is computed whole: a resumed run gives what an uninterrupted one would.
     batches = [chosen[start:start + size] for start in range(0, len(chosen), size)]
-    todo = [batch for batch in batches if args.overwrite or not all(ws.gan_image(i, *own).exists() for i in batch)]
+
+    def lacking(batch):
+        return args.overwrite or not all(ws.gan_image(i, *own).exists() for i in batch)
+
+    todo = [batch for batch in batches if lacking(batch)]
     scale = None if args.true_features or not todo else feature_scale(args, ws, encoder)
     steps = args.n_iter * sum(map(len, todo))
     with cli.progress(desc=ws.gan_image(0, *own).parents[3].name, total=steps, unit="step") as bar:
         for batch in todo:
-            targets = {layer: torch.from_numpy(np.stack([
-                read_mat(ws.gan_features(layer, i, *own), shapes[layer], made_by) for i in batch])) for layer in LAYERS}
-            if scale:
-                targets = {layer: shifted_and_scaled(target, scale[layer]) for layer, target in targets.items()}
-            start = initial_features(args.seed, batch, len(generator.bound))
-            made = invert(encoder, generator, targets, start, args.n_iter, progress=lambda: bar.update(len(batch)))
-            for index, picture in zip(batch, to_uint8(encoder.pixels(made), levels)):
-                save_tiff(ws.gan_image(index, *own), picture)
+            with store.working(ws.gan_image(0, *own).parent, batch[0], batch[-1] + 1):
+                if not lacking(batch):
+                    continue
+                targets = {layer: torch.from_numpy(np.stack([
+                    read_mat(ws.gan_features(layer, i, *own), shapes[layer], made_by) for i in batch])) for layer in LAYERS}
+                if scale:
+                    targets = {layer: shifted_and_scaled(target, scale[layer]) for layer, target in targets.items()}
+                start = initial_features(args.seed, batch, len(generator.bound))
+                made = invert(encoder, generator, targets, start, args.n_iter, progress=lambda: bar.update(len(batch)))
+                for index, picture in zip(batch, to_uint8(encoder.pixels(made), levels)):
+                    if args.overwrite or not ws.gan_image(index, *own).exists():
+                        save_tiff(ws.gan_image(index, *own), picture)
     print(f"{len(chosen)} GAN images in {ws.gan_image(0, *own).parent}")
 
 
+MAT_TITLE = b"MATLAB 5.0 MAT-file: decoded features of VGG19".ljust(116)
 OPTIONS = ("n_iter", "seed", "dataset", "true_features", "shuffle_trials")
 
 

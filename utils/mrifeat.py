@@ -327,7 +327,6 @@ def _check_constant(folder, used, voxels):
 def _write_design(ws, design, record, overwrite):
     for path, array in ((ws.stims, design.stims), (ws.stims_ave, design.stims_ave), (ws.stims_ave_test, design.test)):
         if not store.is_done(path, record, overwrite):
-            path.unlink(missing_ok=True)
             store.finish(path, record)
             store.write_npy(path, array)
 
@@ -339,7 +338,6 @@ def _finish(ws, design, tag, split, records, part, overwrite):
     if part is not None or not store.is_done(average, records[tag, split, True], overwrite):
         chosen = design.split(split)
         width = store.read_npy(source, mmap=True).shape[1]
-        average.unlink(missing_ok=True)
         with store.atomic(average) as temporary:
             with open(temporary, "wb") as file:
                 np.lib.format.write_array_header_1_0(file, {
@@ -347,9 +345,7 @@ def _finish(ws, design, tag, split, records, part, overwrite):
                 betas = functools.partial(store.read_npy, source, mmap=True)
                 for block in trials.averages(betas, chosen.rows, len(chosen.stimuli)):
                     file.write(memoryview(np.ascontiguousarray(block)).cast("B"))
-            store.finish(average, records[tag, split, True])
+            store.finish(average, records[tag, split, True], temporary)
     if part is not None:
-        # An old artifact goes first: it must never stand beside a record that is not its own.
-        path.unlink(missing_ok=True)
-        store.finish(path, records[tag, split, False], digest=store.digest(part))
+        store.finish(path, records[tag, split, False], part)
         os.replace(part, path)

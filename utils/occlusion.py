@@ -149,8 +149,14 @@ def write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
     path = Path(path)
     if path.resolve() == stimuli.path.resolve():
         raise Problem(f"{path} is both input and output", "give another --output_path")
-    if store.is_done(path, wanted, overwrite):
-        return False
+    with store.locked(path):
+        if store.is_done(path, wanted, overwrite):
+            return False
+        _write_hdf5(stimuli, ids, path, wanted, overwrite, progress)
+    return True
+
+
+def _write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
     parts = layout.parts(path)
     if parts.exists() and overwrite:
         shutil.rmtree(parts)
@@ -175,7 +181,6 @@ def write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
             file.attrs["input"] = json.dumps(wanted["input"], sort_keys=True)
         store.finish(path, wanted)
     shutil.rmtree(parts)
-    return True
 
 
 def _datasets(file, count, shape):
@@ -203,11 +208,7 @@ def write_pngs(stimuli, ids, folder, wanted, overwrite, progress):
 
     Images that are there already are kept, unless overwrite. Those of another occluder never stay beside the new ones.
     """
-    manifest = layout.manifest(folder)
-    if overwrite and manifest.exists() and store.read_json(manifest) != wanted:
-        for path in layout.found_stimulus_images(folder):
-            path.unlink()
-    store.claim_folder(folder, wanted, overwrite)
+    store.claim_folder(folder, wanted, overwrite, layout.found_stimulus_images)
     missing = [index for index in ids if overwrite or not layout.stimulus_image(folder, index).exists()]
     progress(len(ids) - len(missing))
     for first in missing:
@@ -239,7 +240,6 @@ class OccludedStimuli(nsd.Stimuli):
             raise
         self.ids = np.array(list(self._rows))
         self.count = int(self.ids.max()) + 1
-        self.settings = {key: np.asarray(value).item() for key, value in sorted(self._file.attrs.items())}
 
     def masks(self, ids):
         """(len(ids), H, W) bool, True where hidden, in the order given."""

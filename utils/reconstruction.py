@@ -127,13 +127,14 @@ def reconstruct(args):
     batches = [items[start:start + size] for start in range(0, len(items), size)]
     with cli.progress(desc=run, total=len(items), unit="sample") as bar:
         for batch in batches:
-            missing = {item for item in batch if args.overwrite or not layout.sample_image(folder, *item).exists()}
-            # A batch with any sample missing is computed whole: kernels may round differently for another batch,
-            # and a resumed run has to give the same bytes as one that was never stopped.
-            if missing:
-                for item, image in zip(batch, images.to_pixels(denoise(model, args, inputs, batch))):
-                    if item in missing:
-                        images.save(layout.sample_image(folder, *item), image)
+            with store.working(folder, batch[0][0], batch[-1][0] + 1):
+                missing = {item for item in batch if args.overwrite or not layout.sample_image(folder, *item).exists()}
+                # A batch with any sample missing is computed whole: kernels may round differently for another batch,
+                # and a resumed run has to give the same bytes as one that was never stopped.
+                if missing:
+                    for item, image in zip(batch, images.to_pixels(denoise(model, args, inputs, batch))):
+                        if item in missing:
+                            images.save(layout.sample_image(folder, *item), image)
             bar.update(len(batch))
     print(f"{run}: {len(chosen)} images × {args.n_samples} samples in {folder}")
 

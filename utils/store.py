@@ -6,15 +6,17 @@ Every artifact carries a record of what made it; work whose record differs from 
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
-from pathlib import Path
-
 import tokenize
 import zipfile
+from pathlib import Path
+
 import h5py
 import numpy as np
 
@@ -22,10 +24,10 @@ from utils import __version__, hdf5, layout
 from utils.errors import Problem
 
 CHUNK_BYTES = 1 << 20
-HOST = "".join(letter for letter in platform.node() if letter.isalnum()) or "host"
-
 NPY_FAULTS = (ValueError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
 READ_AT_MOST = 64 << 20  # bytes; a larger file whose record holds no digest is not read to see whether it changed
+HOST = "".join(letter for letter in platform.node() if letter.isalnum()) or "host"
+
 
 @contextlib.contextmanager
 def atomic(path):
@@ -41,14 +43,29 @@ def atomic(path):
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _of_file(error, path) from error
         raise
 
 
-def sweep(folder, stem="*"):
+def _of_file(error, path):
+    """An error of writing or reading `path` that says which file and, where a library hides it, why.
+
+    HDF5 wraps the system's message in its own; numpy only counts what it could not write.
+    """
+    number = re.search(r"errno = (\d+)", str(error))
+    if number:
+        return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
+    if error.errno is not None and error.filename is None:
+        return OSError(error.errno, error.strerror, str(path))
+    return error
+
+
+def sweep(folder):
     """Remove the temporary files that processes of this machine left in `folder` when they were killed."""
-    for path in Path(folder).glob(f".{stem}.{HOST}-*.part*"):
+    for path in Path(folder).glob(f".*.{HOST}-*.part*"):
         maker = path.name.split(f".{HOST}-")[1].split(".")[0]
         if not _alive(int(maker)):
             path.unlink(missing_ok=True)
@@ -82,6 +99,29 @@ def locked(path):
         except BlockingIOError:
             print(f"{path.name}: waiting for another process that makes it", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
+        sweep(path.parent)
+        yield
+
+
+_told = set()  # folders of which this process has said that it waits
+
+
+@contextlib.contextmanager
+def working(folder, start, stop):
+    """Let one process at a time make items start..stop of `folder`; processes with other items go on side by side.
+
+    What another process made meanwhile is there when the block begins: look for it inside.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".items.lock", "w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, stop - start, start)
+        except (BlockingIOError, PermissionError):
+            if folder not in _told:
+                print(f"{folder.name}: waiting for another process that makes the same items", file=sys.stderr)
+                _told.add(folder)
+            fcntl.lockf(file, fcntl.LOCK_EX, stop - start, start)
         yield
 
 
@@ -102,6 +142,7 @@ def read_json(path):
             raise ValueError("no object")
     except (ValueError, RecursionError) as error:
         raise Problem(f"{path} is not valid JSON ({error})", "delete it and run its stage again") from error
+    return found
 
 
 def write_npy(path, array):
@@ -133,6 +174,7 @@ def read_npy(path, mmap=False, made_by=None):
         raise Problem(f"{path} is missing", f"run {made_by}" if made_by else "run the stage that writes it") from error
     except NPY_FAULTS as error:
         raise Problem(f"{path} is not a whole .npy file ({error})", "delete it and run its stage again") from error
+    return found if mmap else np.array(found)
 
 
 def digest(path):
@@ -156,38 +198,84 @@ def is_done(path, wanted, overwrite):
     Raises Problem if it was made otherwise: nothing stale is reused, and nothing is redone unasked.
     """
     path = Path(path)
-    sweep(path.parent, path.stem)
+    sweep(path.parent)
     if overwrite or not path.exists():
         return False
     side = layout.sidecar(path)
     if not side.exists():
         raise Problem(f"{path} has no {side.name} to say what made it", "pass --overwrite to make it again")
-    _must_match(read_json(side), wanted, path)
+    found = read_json(side)
+    _must_match(found, wanted, path)
+    if is_altered(path, found):
+        raise Problem(f"{path} changed after {found.get('made_by')} wrote it", "pass --overwrite to make it again")
     return True
 
 
-def finish(path, wanted, **results):
-    """Write the record beside an artifact. Call it before the artifact itself is renamed into place."""
-    write_json(layout.sidecar(path), wanted | results)
+def finish(path, wanted, temporary=None, **results):
+    """Write the record beside an artifact. Call it before the artifact itself is renamed into place.
+
+    An old artifact goes first: it must never stand beside a record that is not its own. temporary: the whole new one,
+    whose digest the record keeps.
+    """
+    Path(path).unlink(missing_ok=True)
+    known = {} if temporary is None else {"digest": digest(temporary)}
+    write_json(layout.sidecar(path), wanted | known | results)
 
 
-def claim_folder(folder, wanted, overwrite):
-    """Say in `folder` what makes its files. Raises Problem if files there were made otherwise (unless overwrite)."""
-    return found if mmap else np.array(found)
-    sweep(folder)
+def is_altered(path, record):
+    """True if the content of `path` is not what its record says. Read only if it is younger than the record."""
+    path = Path(path)
+    if "digest" not in record or path.stat().st_mtime_ns <= layout.sidecar(path).stat().st_mtime_ns:
+        return False
+    return digest(path) != record["digest"]
+
+
+def known_digest(path):
+    """A file's digest: from its record, or by reading it; None for a large file that only reading would tell."""
+    path, side = Path(path), layout.sidecar(path)
+    if side != path and side.exists():
+        record = read_json(side)
+        if "digest" in record and not is_altered(path, record):
+            return record["digest"]
+    return digest(path) if path.stat().st_size <= READ_AT_MOST else None
+
+
+def claim_folder(folder, wanted, overwrite, files=None):
+    """Say in `folder` what makes its files. Raises Problem if files there were made otherwise, or nothing says how.
+
+    With overwrite, files that were made otherwise are removed first: they must never stand beside a record that is not
+    theirs. files: function of the folder that finds its artifacts; by default all its plain files.
+    """
     path = layout.manifest(folder)
-    if path.exists() and not overwrite:
-        _must_match(read_json(path), wanted, folder)
-    else:
+    with locked(path):
+        found = read_json(path) if path.exists() else None
+        there = (files or layout.plain_files)(folder)
+        if found is None and there and not overwrite:
+            raise Problem(f"{folder} holds {there[0].name} and no {path.name} to say what made it",
+                          "pass --overwrite to make its files again, or use another --workdir")
+        if found is not None and not overwrite:
+            _must_match(found, wanted, folder)
+            return
+        if found is None or difference(found, wanted):
+            path.unlink(missing_ok=True)
+            for old in there:
+                old.unlink()
         write_json(path, wanted)
 
 
-def _must_match(found, wanted, what):
+def difference(found, wanted):
+    """(key, found's value, wanted's value) of the first key of `wanted` in which two records differ; None if they agree."""
     for key, value in json.loads(json.dumps(wanted)).items():
         if found.get(key) != value:
-            theirs, ours = _difference(found.get(key), value)
-            raise Problem(f"{what} was made with {key} {theirs}, now {ours}",
-                          "pass --overwrite to make it again, or use another --workdir")
+            return (key, *_difference(found.get(key), value))
+    return None
+
+
+def _must_match(found, wanted, what):
+    differ = difference(found, wanted)
+    if differ:
+        raise Problem("{} was made with {} {}, now {}".format(what, *differ),
+                      "pass --overwrite to make it again, or use another --workdir")
 
 
 def _difference(found, wanted):
@@ -358,27 +446,29 @@ class SubjectFeatures:
         return self.file.dataset(f"{split}/features", "biuf", 2)
 
 
-def write_subject_features(path, splits, attributes, progress=None, block=256):
-    """Write a subject matrix from shards.
+def write_subject_features(path, splits, attributes, wanted, progress=None, block=256):
+    """Write a subject matrix from shards, and its record `wanted` beside it.
 
     splits: {"tr": (stim_ids (n,), trial_rows (trials,), read), "te": …}, where read(ids) gives (len(ids), …) features.
     attributes: what made the features. progress: called with the number of stimuli done.
     """
-    with atomic(path) as temporary, h5py.File(temporary, "w") as file:
-        for split, (stimuli, trial_rows, read) in splits.items():
-            group = file.create_group(split)
-            group.create_dataset("stim_ids", data=np.asarray(stimuli, np.int64))
-            group.create_dataset("trial_rows", data=np.asarray(trial_rows, np.int64))
-            for start in range(0, len(stimuli), block):
-                features = read(stimuli[start:start + block])
-                features = features.reshape(len(features), -1)
-                if start == 0:
-                    count, dims = len(stimuli), features.shape[1]
-                    rows = min(count, block)
-                    columns = max(1, min(dims, CHUNK_BYTES // (rows * features.dtype.itemsize)))
-                    matrix = group.create_dataset("features", (count, dims), features.dtype, chunks=(rows, columns))
-                matrix[start:start + len(features)] = features
-                if progress:
-                    progress(len(features))
-        for key, value in sorted(attributes.items()):
-            file.attrs[key] = str(value)
+    with atomic(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            for split, (stimuli, trial_rows, read) in splits.items():
+                group = file.create_group(split)
+                group.create_dataset("stim_ids", data=np.asarray(stimuli, np.int64))
+                group.create_dataset("trial_rows", data=np.asarray(trial_rows, np.int64))
+                for start in range(0, len(stimuli), block):
+                    features = read(stimuli[start:start + block])
+                    features = features.reshape(len(features), -1)
+                    if start == 0:
+                        count, dims = len(stimuli), features.shape[1]
+                        rows = min(count, block)
+                        columns = max(1, min(dims, CHUNK_BYTES // (rows * features.dtype.itemsize)))
+                        matrix = group.create_dataset("features", (count, dims), features.dtype, chunks=(rows, columns))
+                    matrix[start:start + len(features)] = features
+                    if progress:
+                        progress(len(features))
+            for key, value in sorted(attributes.items()):
+                file.attrs[key] = str(value)
+        finish(path, wanted, temporary)

@@ -74,12 +74,10 @@ def _rows(split, use_stim):
 
 
 def _write(path, wanted, use_stim, splits, shards, made_by, attributes):
-    path.unlink(missing_ok=True)
-    store.finish(path, wanted)
     with cli.progress(desc=path.stem, total=sum(len(split.stimuli) for split in splits.values()), unit="img") as bar:
         store.write_subject_features(
             path, {name: (split.stimuli, _rows(split, use_stim), lambda ids: shards.read(ids, made_by))
-                   for name, split in splits.items()}, attributes, progress=bar.update)
+                   for name, split in splits.items()}, attributes, wanted, progress=bar.update)
 
 
 def _write_npy(ws, path, wanted, feature, use_stim, overwrite, block=256):
@@ -90,12 +88,11 @@ def _write_npy(ws, path, wanted, feature, use_stim, overwrite, block=256):
             record = wanted | {"split": split}
             if store.is_done(target, record, overwrite):
                 continue
-            features, rows = matrix.features(split), matrix.file[split]["trial_rows"][:]
-            target.unlink(missing_ok=True)
-            store.finish(target, record)
+            features, rows = matrix.features(split), matrix.trial_rows(split)
             with store.atomic(target) as temporary:
-                out = np.lib.format.open_memmap(temporary, "w+", features.dtype, (len(rows), features.shape[1]))
+                out = store.new_npy(temporary, (len(rows), features.shape[1]), features.dtype)
                 for start in range(0, features.shape[0], block):
                     here = np.flatnonzero((rows >= start) & (rows < start + block))
                     out[here] = features[start:start + block][rows[here] - start]
                 out.flush()
+                store.finish(target, record, temporary)
