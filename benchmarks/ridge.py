@@ -102,14 +102,15 @@ def measure_ours(n_trials, n_voxels, dims, mode, check, on_disk):
 def flops_per_dim(decoder):
     """Floating-point operations of one target dim once the voxels are factorised (products only)."""
     total = 2 * N_TEST * decoder.n_stimuli
-    for k, (fold, basis, coefficients) in enumerate(decoder._folds(decoder.alphas)):
+    for k, (fold, basis, anchor, differences) in enumerate(decoder._folds(decoder.alphas)):
         held_out = len(decoder.validation_trials[k])
         if basis is None:
             columns, projection = len(fold.right) * decoder.n_voxels, len(fold.stimuli) * decoder.n_voxels
         else:
             columns = sum(stop - start for start, stop, _ in basis)
             projection = (len(fold.stimuli) + decoder.n_voxels) * len(fold.values)
-        total += 2 * (projection + columns * held_out + coefficients.shape[1] ** 2 * held_out)
+        mixed = 1 + min(differences.shape)
+        total += 2 * (projection + columns * held_out + mixed * (len(anchor) + mixed) * held_out)
     return total
 
 

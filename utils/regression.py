@@ -9,7 +9,7 @@ S (trials, stimuli): 1 where a trial shows a stimulus, so that the trials' targe
 the per-stimulus sums of X. G = X'X.
 
 How every alpha is scored for every target without one prediction per alpha. On a fold, the held-out
-predictions of alpha are  P(alpha) = P_0 + sum_j c_j(alpha) P_j  with a few "bases" P_j shared by all alphas:
+predictions of alpha are  P(alpha) = sum_j c_j(alpha) P_j  with a few "bases" P_j shared by all alphas:
 
 * all alphas far below G's smallest eigenvalue (the paper's 1e-6 … 1 on thousands of trials): one Cholesky
   factor of G + a and the Neumann series (G + alpha)^-1 = sum_j (a - alpha)^j (G + a)^-(j+1);
@@ -20,8 +20,7 @@ predictions of alpha are  P(alpha) = P_0 + sum_j c_j(alpha) P_j  with a few "bas
 The loss of alpha is then a quadratic in c(alpha), so the *differences* between alphas are computed, never
 obtained by subtracting two large sums: alphas are told apart far below single precision.
 
-A block of targets is held transposed, (dims, stimuli), so that each dim's bases lie together in memory and all
-their inner products are one batched product.
+A block of targets is held transposed, (dims, stimuli), so that each dim's values lie together in memory.
 """
 from dataclasses import dataclass
 
@@ -282,7 +281,7 @@ class Decoder:
     # ---------------------------------------------------------------- folds
 
     def _folds(self, alphas):
-        """(fold, basis, coefficients) per validation set, for these alphas."""
+        """(fold, basis, anchor, differences) per validation set, for these alphas; see `_Spectrum.alpha_basis`."""
         folds = [self._series_fold(k, alphas) or self._eigen_fold(k) for k in range(self.n_folds)]
         # Folds share the cross-products of voxels and targets, so one that needs double precision decides for all.
         if any(fold.needs_double(alphas[0]) for fold in folds):
@@ -457,7 +456,7 @@ class Decoder:
     def _block_width(self, folds):
         """Dims per block: targets, projections and held-out bases of one block fill `block_bytes`."""
         held_out = max(len(v) for v in self.validation_trials)
-        n_bases = max(coefficients.shape[1] for _, _, coefficients in folds)
+        n_bases = max(len(anchor) + min(differences.shape) for _, _, anchor, differences in folds)
         rank = min(self.n_trials, self.n_voxels)
         per_dim = 4 * (3 * self.n_stimuli + (self.n_folds + 2) * rank + (n_bases + 1) * held_out)
         return max(16, self.block_bytes // per_dim)
@@ -502,24 +501,27 @@ class Decoder:
         """Mean squared error of every alpha, averaged over folds: (n_alphas, dims) float64."""
         losses = torch.zeros(n_alphas, len(targets), dtype=torch.float64, device=self.device)
         values = targets.to(folds[0][0].dtype)
-        own = [fold.held_out_products(values) for fold, _, _ in folds]
+        own = [fold.held_out_products(values) for fold, *_ in folds]
         total = sum(own)
-        for k, (fold, basis, coefficients) in enumerate(folds):
+        for k, (fold, basis, anchor, differences) in enumerate(folds):
             validation = self.validation_trials[k]
             stimulus = torch.from_numpy(self._stimulus[validation]).to(self.device)
-            terms = values.new_empty(len(targets), coefficients.shape[1], len(validation))
             if self.mode == "fixed":
                 counts = self._counts - np.bincount(self._stimulus[validation], minlength=self.n_stimuli)
                 weights = torch.from_numpy(counts / counts.sum()).to(values)
                 level, offset = None, -(values @ weights)
             else:
                 level = offset = mean.to(fold.dtype)
+            terms = values.new_empty(len(anchor), len(targets), len(validation))
             fold.bases(values, level, basis, total - own[k], terms)
-            # The first term becomes the residual of P_0.
-            terms[:, 0].neg_().add_(values[:, stimulus]).add_(offset[:, None])
-            products = torch.bmm(terms, terms.transpose(1, 2)).double()
-            signed = -coefficients
-            signed[:, 0] = 1
+            # The anchor's prediction becomes its residual; the alphas' differences from it need no more directions than
+            # there are alphas, however many bases are local to a part of the spectrum.
+            directions, weights = torch.linalg.qr(differences.T)
+            mixing = torch.cat([-anchor[None], directions.T]).to(terms.dtype)
+            mixed = (mixing @ terms.flatten(1)).view(len(mixing), len(targets), -1)
+            mixed[0].add_(values[:, stimulus]).add_(offset[:, None])
+            products = torch.bmm(mixed.transpose(0, 1), mixed.permute(1, 2, 0)).double()
+            signed = torch.cat([torch.ones_like(weights[:1]), -weights]).T
             losses += torch.einsum("ai,aj,dij->ad", signed, signed, products) / (len(validation) * self.n_folds)
         return losses
 
@@ -674,32 +676,34 @@ class _Spectrum:
         return _EPS32 * self.n_training ** 0.5 * leverage > 1e-4
 
     def alpha_basis(self, alphas):
-        """A basis of the curves l / (l + alpha), and each alpha's coefficients in it.
+        """A basis of the curves l / (l + alpha).
 
-        Returns a list of (first, last + 1, scale) — a function that is zero outside a range of the spectrum — and
-        (n_alphas, bases) float64 coefficients. The first function is one alpha's whole curve."""
+        Returns a list of (first, last + 1, scale), functions that are zero outside a range of the spectrum; the
+        coefficients in it of one alpha's curve, the anchor, (bases,); and those of each alpha's difference from the
+        anchor, (n_alphas, bases), float64."""
         alphas = torch.from_numpy(alphas).to(self.values)
         curves = self.values / (self.values + alphas[:, None])
-        anchor = len(alphas) // 2
-        differences = curves - curves[anchor]
-        basis, coefficients = [(0, len(self.values), curves[anchor])], [torch.ones_like(alphas)]
-        for start, stop in self._segments(differences):
-            scales, weights = _low_rank(differences[:, start:stop])
+        anchor = curves[len(alphas) // 2]
+        rows = torch.cat([anchor[None], curves - anchor])
+        basis, coefficients = [], []
+        for start, stop in self._segments(rows):
+            scales, weights = _low_rank(rows[:, start:stop])
             basis += [(start, stop, scale) for scale in scales]
             coefficients += list(weights.T)
-        return basis, torch.stack(coefficients, 1)
+        coefficients = torch.stack(coefficients, 1)
+        return basis, coefficients[0], coefficients[1:]
 
     @staticmethod
-    def _segments(differences):
+    def _segments(rows):
         """Cut the spectrum so that the bases' products cost least: dynamic programming over a few cuts."""
-        rank = differences.shape[1]
+        rank = rows.shape[1]
         cuts = np.unique(np.linspace(0, rank, min(_PIECES, 1 + rank // _PIECE_RANK) + 1).astype(int))
         cost, before = [0.0] + [np.inf] * (len(cuts) - 1), [0] * len(cuts)
         for j in range(1, len(cuts)):
             for i in range(j):
                 # Smooth curves: some of their points, both ends among them, show how dependent they are.
                 points = np.unique(np.linspace(cuts[i], cuts[j] - 1, 48).astype(int))
-                n_bases = len(_low_rank(differences[:, torch.from_numpy(points)])[0])
+                n_bases = len(_low_rank(rows[:, torch.from_numpy(points)])[0])
                 total = cost[i] + n_bases * (cuts[j] - cuts[i] + _BASIS_OVERHEAD)
                 if total < cost[j]:
                     cost[j], before[j] = total, i
@@ -710,9 +714,9 @@ class _Spectrum:
         return segments[::-1]
 
     def _expand(self, projected, basis, out):
-        """Write right' (scale × projected) of every basis function to out (dims, bases, validation trials)."""
+        """Write right' (scale × projected) of every basis function to out (bases, dims, validation trials)."""
         for j, (start, stop, scale) in enumerate(basis):
-            torch.mm(projected[:, start:stop] * scale.to(self.dtype), self.right[start:stop], out=out[:, j])
+            torch.mm(projected[:, start:stop] * scale.to(self.dtype), self.right[start:stop], out=out[j])
 
 
 class _VoxelFold:
@@ -759,7 +763,7 @@ class _EigenFold(_VoxelFold, _Spectrum):
         self._take_sums(decoder, k, mean)
 
     def bases(self, targets, level, basis, products, out):
-        """Write the bases P_j of targets (dims, n_stimuli) to out (dims, bases, validation trials)."""
+        """Write the bases P_j of targets (dims, n_stimuli) to out (bases, dims, validation trials)."""
         self._expand(self._training_products(targets, level, products) @ self.vectors, basis, out)
 
 
@@ -790,7 +794,7 @@ class _DualFold(_Spectrum):
         return 0
 
     def bases(self, targets, level, basis, products, out):
-        """Write the bases P_j of targets (dims, n_stimuli) to out (dims, bases, validation trials)."""
+        """Write the bases P_j of targets (dims, n_stimuli) to out (bases, dims, validation trials)."""
         projected = targets[:, self.stimuli] @ self.left
         if level is not None:
             projected += level[:, None] * self.left.sum(0)
@@ -822,10 +826,13 @@ class _SeriesFold(_VoxelFold):
         # The first two terms always: their ratio tells the smallest of alphas apart.
         n_terms = 1 if radius == 0 else max(2, int(np.ceil(np.log(_BASIS_TOLERANCE) / np.log(radius / smallest))))
         rows = torch.cat([v - mean for _, v in decoder._chunks(decoder.validation_trials[k])])
-        fold.centre, fold.right = centre, []
-        for _ in range(n_terms):
-            rows = torch.cholesky_solve(rows.T, factor).T
-            fold.right.append(rows.float().T.contiguous())
+        rows = torch.cholesky_solve(rows.T, factor).float()
+        fold.centre, fold.right = centre, [rows.contiguous()]
+        # The further terms are at most _SERIES_RATIO of the first: single precision is plenty for them.
+        factor = factor.float() if n_terms > 1 else factor
+        for _ in range(n_terms - 1):
+            rows = torch.cholesky_solve(rows, factor)
+            fold.right.append(rows.contiguous())
         fold._take_sums(decoder, k, mean)
         return fold
 
@@ -834,15 +841,18 @@ class _SeriesFold(_VoxelFold):
         return False
 
     def alpha_basis(self, alphas):
-        """No functions of the spectrum, and coefficients (n_alphas, bases) = (a - alpha)^j."""
+        """No functions of the spectrum; the anchor a itself, and differences (n_alphas, bases) = (a - alpha)^j, j > 0."""
         offset = torch.from_numpy(self.centre - alphas).to(self.mean)
-        return None, offset[:, None] ** torch.arange(len(self.right), device=offset.device)
+        powers = offset[:, None] ** torch.arange(len(self.right), device=offset.device)
+        anchor = torch.zeros_like(powers[0])
+        anchor[0], powers[:, 0] = 1, 0
+        return None, anchor, powers
 
     def bases(self, targets, level, basis, products, out):
-        """Write the bases P_j of targets (dims, n_stimuli) to out (dims, bases, validation trials)."""
+        """Write the bases P_j of targets (dims, n_stimuli) to out (bases, dims, validation trials)."""
         products = self._training_products(targets, level, products)
         for j, right in enumerate(self.right):
-            torch.mm(products, right, out=out[:, j])
+            torch.mm(products, right, out=out[j])
 
 
 # -------------------------------------------------------------------- numerics
@@ -879,15 +889,15 @@ def _cholesky(gram, alpha):
     return factor, 0.5 / float(torch.linalg.matrix_norm(block, 2))
 
 
-def _low_rank(differences):
-    """Functions (n, points) and weights (n_alphas, n) with weights @ functions = differences (n_alphas, points).
+def _low_rank(rows):
+    """Functions (n, points) and weights (rows, n) with weights @ functions = rows (rows, points).
 
-    As few as leave an error of _BASIS_TOLERANCE; small differences may be off by 1% of themselves at most."""
-    size = differences.abs().amax(1, keepdim=True).clamp(min=1e-300)
+    As few as leave an error of _BASIS_TOLERANCE; small rows may be off by 1% of themselves at most."""
+    size = rows.abs().amax(1, keepdim=True).clamp(min=1e-300)
     tolerance = (_BASIS_TOLERANCE / size).clamp(_BASIS_TOLERANCE, 1e-2)[:, 0]
-    u, s, functions = torch.linalg.svd(differences / size, full_matrices=False)
+    u, s, functions = torch.linalg.svd(rows / size, full_matrices=False)
     u *= s
-    residual = differences / size
+    residual = rows / size
     for n in range(len(s) + 1):
         if n == len(s) or (residual.abs().amax(1) <= tolerance).all():
             return functions[:n], u[:, :n] * size
