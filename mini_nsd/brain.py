@@ -168,14 +168,17 @@ class Brain:
 # Making a brain
 
 
-def make(subject, scale=1.0):
-    """The simulated brain of "subj01" or "subj02". scale: share of the voxels, for a smaller volume in tests."""
+def make(subject, scale=1.0, fields=1.0):
+    """The simulated brain of "subj01" or "subj02". scale: share of the voxels, for a smaller volume in tests.
+
+    fields: factor on the size of every receptive field and window, for controls.
+    """
     plan = SUBJECTS[subject]
     anatomy = _grow(plan, scale)
     in_roi = anatomy.label > 0
     roi = anatomy.label[in_roi]
     normal, uniform = _draws(plan.number, anatomy.flat[in_roi])
-    tuning = _tune(anatomy, roi, normal, uniform)
+    tuning = _tune(anatomy, roi, normal, uniform, fields)
 
     names = np.array(layout.ROIS)[roi - 1]
     ceiling = _ceilings(names, plan.number, anatomy.flat[in_roi])
@@ -248,7 +251,7 @@ def _ceilings(names, number, flat):
     return ceiling
 
 
-def _tune(anatomy, roi, normal, uniform):
+def _tune(anatomy, roi, normal, uniform, fields):
     place, pole = anatomy.place[anatomy.label > 0], anatomy.pole[anatomy.label > 0]
     centre = 0.08 + 0.84 * uniform["centre"]
     field, window = np.empty(len(roi)), np.empty(len(roi))
@@ -262,6 +265,7 @@ def _tune(anatomy, roi, normal, uniform):
             low, high = WINDOWS[name]
             window[here] = low + (high - low) * uniform["window"][here]
             field[here] = window[here] / 3      # an assumption: features pool over less than objects do
+    field, window = fields * field, fields * window
     energy = _energy_tuning(field, uniform["orientation"], uniform["bandwidth"])
     share = np.array([SHARES[name] for name in layout.ROIS])[roi - 1]
     share = share * -np.log(uniform["share"])               # exponential: voxels of a ROI differ in what they mix
