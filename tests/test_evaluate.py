@@ -179,8 +179,14 @@ def test_distances_come_from_local_weights_and_are_scipys(ws, monkeypatch, capsy
     state = {f"module.{key}": value for key, value in networks["swav"].state_dict().items() if "fc." not in key}
     torch.save(state | {"module.prototypes.weight": torch.zeros(2)}, folder / "swav/swav_800ep_pretrain.pth.tar")
     monkeypatch.setenv("NSD_MODELS", str(folder))
-    models.forget()
+    weights = [folder / "swav", folder / "efficientnet"]
+    for each in weights:
+        each.rename(each.with_suffix(".away"))
     assert command(monkeypatch, capsys, ws.workdir).returncode == 0
+    assert not row(ws, "cvpr", "SwAV")["value"]
+    for each in weights:
+        each.with_suffix(".away").rename(each)
+    assert command(monkeypatch, capsys, ws.workdir).returncode == 0  # weights that came later are used
     found = evaluation_table.columns(ws.evaluation_per_image("cvpr"))
     originals, samples = load(ws.samples("cvpr"))
     bodies = {"EffNet-B": ("efficientnet", 255), "SwAV": ("swav", 224)}
@@ -196,6 +202,10 @@ def test_distances_come_from_local_weights_and_are_scipys(ws, monkeypatch, capsy
         expected = np.mean(distances)
         assert found[name][0] == pytest.approx(expected, rel=2e-3, abs=2e-6)
         assert row(ws, "cvpr", name)["direction"] == "lower"
+    weights[0].rename(weights[0].with_suffix(".away"))
+    lost = command(monkeypatch, capsys, ws.workdir)  # what they measured is not replaced by a gap
+    assert lost.returncode == 1 and "--overwrite" in lost.stderr.splitlines()[-1]
+    weights[0].with_suffix(".away").rename(weights[0])
     (folder / "swav/swav_800ep_pretrain.pth.tar").unlink()
     torch.save({"conv1.weight": state["module.conv1.weight"]}, folder / "swav/other.pth")
     models.forget()

@@ -54,8 +54,8 @@ def _captions(args, ws, device):
     try:
         rows, read = caption_scores.rows(ws, device, args.seed)
     except Problem as problem:
-        cli.say(f"captions: not scored, {problem}")
-        return f"Decoded captions: not scored ({problem.what}).\n"
+        cli.say(f"captions: not scored, {' '.join(str(problem).split())}")
+        return f"Decoded captions: not scored ({' '.join(problem.what.split())}).\n"
     if not rows:
         return "Decoded captions: none (decode_captions.py makes them).\n"
     record = store.record(evaluation_table.SCRIPT, {"subject": args.subject, "seed": args.seed}, read,

@@ -76,8 +76,8 @@ def absent_roles(device):
         if not isinstance(where, Path):
             try:
                 models.clip(device) if role == "clip" else models.classifier(role, device)
-            except (Problem, OSError) as error:
-                found[role] = f"cannot load {where}: {' '.join(str(error).split())}"
+            except Problem as problem:
+                found[role] = " ".join(problem.what.split())
     return found
 
 
@@ -123,9 +123,10 @@ def evaluate(ws, run, device, absent, overwrite):
     made_from = store.read_json(layout.manifest(ws.samples(run))) if layout.manifest(ws.samples(run)).exists() else {}
     networks = {role: models.identity(role) for role in ROLES if role not in absent}
     wanted = store.record(SCRIPT, {"run": run}, pictures=made_from, networks=networks)
-    digest = pictures.digest()
-    if store.is_done(path, wanted, overwrite):
-        if store.read_json(layout.sidecar(path))["pictures_digest"] == digest:
+    before = store.read_json(layout.sidecar(path)) if layout.sidecar(path).exists() else {}
+    digest, gained = pictures.digest(), before.get("networks", {}).items() < networks.items()
+    if not gained and store.is_done(path, wanted, overwrite):
+        if before["pictures_digest"] == digest:
             return path
         cli.say(f"{run}: its pictures have changed, evaluated again")
     values, chance, notes = measure(ws, run, pictures, [m for m in METRICS if m.role not in absent], networks, device)
@@ -287,8 +288,9 @@ def write_csv(path, fields, rows, record):
     writer.writeheader()
     writer.writerows({name: f"{value:.6f}" if isinstance(value, float) else value for name, value in row.items()}
                      for row in rows)
-    store.write_json(layout.sidecar(path), record)
-    store.write_text(path, text.getvalue())
+    with store.atomic(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+        store.finish(path, record)
 
 
 def read_csv(path):
