@@ -434,6 +434,7 @@ def test_the_command_line_writes_every_table_and_resumes(whole, monkeypatch, cap
                for name in ("evaluation", "captions", "held_out"))
     monkeypatch.setattr(held_out, "table", None)
     assert command(monkeypatch, capsys, whole.workdir, "--held_out_clusters", "3").stdout == done.stdout
+    assert "Made before" in command(monkeypatch, capsys, whole.workdir).stdout
     other = command(monkeypatch, capsys, whole.workdir, "--held_out_clusters", "2")
     assert other.returncode == 1 and "--overwrite" in other.stderr.splitlines()[-1]
 

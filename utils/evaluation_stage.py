@@ -24,6 +24,9 @@ def run(args):
             evaluation_table.write_csv(path, held_out.FIELDS, checked, record | {"simulated": figures.is_simulated(ws)})
     if path.exists():
         text.append(held_out_markdown(ws, evaluation_table.read_csv(path)))
+        if not args.held_out_clusters:
+            made = store.read_json(layout.sidecar(path))["options"]["clusters"]
+            text.append(f"Made before; --held_out_clusters {made} checks that it is of the decoders there are now.\n")
     store.write_text(ws.evaluation_result("evaluation", "md"), "\n".join(text))
     return "\n".join(text)
 
