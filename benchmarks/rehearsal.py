@@ -3,7 +3,8 @@
     python benchmarks/rehearsal.py                   # 7 minutes; writes SD 1.4's architecture, random weights, to .bench (2 GB)
 
 Inputs are synthetic, sizes are subj01's. Each stage runs on a slice, in a process of its own, and is scaled; what is
-measured and what it is scaled to are printed. No GPU is used: what one would take has not been measured.
+measured and what it is scaled to are printed. No GPU is used. What one would take is NOT measured: the last column
+divides the networks' floating-point operations, counted here, by a rate that one assumes (--gpu_tflops).
 """
 import argparse
 import json
@@ -51,10 +52,14 @@ def img2feat(args):
     model, count = stable_diffusion(args), 4
     drawn = [scenes.sample(73, index) for index in range(count)]
     stimuli = np.stack([scenes.render(scene).image for scene in drawn])
-    seconds = timed(lambda: (model.encode(model.prepare(stimuli)),
-                             model.caption_features([scenes.captions(scene)[:CAPTIONS] for scene in drawn])))
-    return {"measured": f"{count} images", "seconds": seconds, "scaled": seconds * STIMULI / count,
-            "disk": STIMULI * (LATENT + CONDITIONING) * 4}
+    captions = [scenes.captions(scene)[:CAPTIONS] for scene in drawn]
+
+    def extract():
+        model.encode(model.prepare(stimuli))
+        model.caption_features(captions)
+    seconds = timed(extract)
+    return {"measured": f"{count} images", "seconds": seconds, "scaled": seconds * STIMULI / count, "operations":
+            operations(extract) * STIMULI / count, "disk": STIMULI * (LATENT + CONDITIONING) * 4}
 
 
 def ridge(voxels, dims, args):
@@ -89,10 +94,15 @@ def diffusion_decoding(args):
     @torch.inference_mode()
     def step():
         model.checkpoint.unet(latents.to(model.dtype), 500, encoder_hidden_states=text.to(model.dtype))
-    stepped = timed(step)
-    around = timed(lambda: model.decode(model.encode(model.start_image(torch.randn(1, LATENT)))))
-    return {"measured": "1 step, 1 decoding", "seconds": stepped + around,
-            "scaled": TEST * SAMPLES * (STEPS * stepped * GUIDED / 2 + around), "disk": TEST * (SAMPLES + 1) * 450_000}
+
+    def ends():
+        model.decode(model.encode(model.start_image(torch.randn(1, LATENT))))
+    stepped, around = timed(step), timed(ends)
+
+    def of_all(one_step, one_end):
+        return TEST * SAMPLES * (STEPS * one_step * GUIDED / 2 + one_end)
+    return {"measured": "1 step, 1 decoding", "seconds": stepped + around, "scaled": of_all(stepped, around),
+            "operations": of_all(operations(step), operations(ends)), "disk": TEST * (SAMPLES + 1) * 450_000}
 
 
 def img2feat_decoded(args):
@@ -114,7 +124,8 @@ def img2feat_decoded(args):
     seconds = timed(judge)
     dims = 2_048 + 192 * 17 * 17 + 256 * 8 * 8 + 4_096 + 768 + 2 * 257 * 1_024
     pictures = TEST * (SAMPLES + 1)
-    return {"measured": f"{count} pictures", "seconds": seconds, "scaled": seconds * pictures / count, "disk": pictures * dims * 4}
+    return {"measured": f"{count} pictures", "seconds": seconds, "scaled": seconds * pictures / count,
+            "operations": operations(judge) * pictures / count, "disk": pictures * dims * 4}
 
 
 def identify(args):
@@ -164,6 +175,15 @@ def timed(function):
     return time.perf_counter() - start
 
 
+def operations(function):
+    """Floating-point operations of one call's products and convolutions."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
 def duration(seconds):
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
 
@@ -172,6 +192,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, default=ROOT / ".bench", metavar="DIR",
                         help="where SD 1.4's architecture is, or is written (default: .bench)")
+    parser.add_argument("--gpu_tflops", type=float, default=40, metavar="N",
+                        help="rate that a GPU is assumed to sustain in half precision, 1e12 operations a second (default: 40)")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stage:
@@ -182,15 +204,22 @@ def main():
         from tests.test_real_architectures import write_stable_diffusion
 
         write_stable_diffusion(args.models)
-    print(f"{'stage, one subject':<26} {'measured':<34} {'took':>9} {'peak MiB':>9} {'projected':>10} {'disk':>9}", flush=True)
-    total = disk = 0
+    print(f"{'stage, one subject':<26} {'measured':<34} {'took':>9} {'peak MiB':>9} {'projected':>10} {'disk':>9} "
+          f"{'GPU, assumed':>13}", flush=True)
+    total = disk = on_gpu = 0
     for name in STAGES:
-        done = subprocess.run([sys.executable, __file__, "--models", args.models, "--stage", name], check=True, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, __file__, "--models", args.models, "--stage", name], check=True,
+                              stdout=subprocess.PIPE, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
-        total, disk = total + found["scaled"], disk + found["disk"]
+        counted = found.get("operations")
+        # A stage without networks is taken to run on the CPU all the same.
+        seconds = found["scaled"] if counted is None else counted / (args.gpu_tflops * 1e12)
+        total, disk, on_gpu = total + found["scaled"], disk + found["disk"], on_gpu + seconds
         print(f"{name:<26} {found['measured']:<34} {duration(found['seconds']):>9} {found['peak']:>9,.0f} "
-              f"{duration(found['scaled']):>10} {found['disk'] / 1e9:>6.2f} GB", flush=True)
-    print(f"{'total':<26} {'':<34} {'':>9} {'':>9} {duration(total):>10} {disk / 1e9:>6.2f} GB   (CPU only; no GPU was measured)")
+              f"{duration(found['scaled']):>10} {found['disk'] / 1e9:>6.2f} GB "
+              f"{duration(seconds) if counted else '—':>13}", flush=True)
+    print(f"{'total':<26} {'':<34} {'':>9} {'':>9} {duration(total):>10} {disk / 1e9:>6.2f} GB {duration(on_gpu):>13}\n"
+          f"GPU, assumed: not measured; counted operations at {args.gpu_tflops:g} TFLOP/s, the other stages on this CPU.")
 
 
 if __name__ == "__main__":
