@@ -14,7 +14,10 @@ def main(argv=None, dataset="nsd"):
     parser.add_argument("--usefeat", nargs="+", choices=layout.EVALUATION_FEATURES, default=layout.EVALUATION_FEATURES,
                         metavar="FEATURE", help=f"features to extract (default: {' '.join(layout.EVALUATION_FEATURES)})")
     parser.add_argument("--batch_size", type=int, default=32, help="pictures a forward pass (default: 32)")
-    evaluation.extract(cli.parse(parser, argv))
+    args = cli.parse(parser, argv)
+    if args.batch_size < 1:
+        parser.error("--batch_size must be at least 1")
+    evaluation.extract(args)
 
 
 if __name__ == "__main__":

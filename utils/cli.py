@@ -106,21 +106,27 @@ def image_range(imgidx, count, what="image"):
     None means all. An end past the last image means up to the last, and says so. Raises Problem for a start past
     the last image and for a reversed or empty range.
     """
+        _must_ascend(args.imgidx)
     if imgidx is None:
         return range(count)
     start, stop = (imgidx[0], imgidx[0] + 1) if len(imgidx) == 1 else imgidx
-    if start >= stop:
-        raise Problem(f"--imgidx {start} {stop} is empty", "the range is half-open: give A < B")
+    there = f"there are {count} {'stimuli' if what == 'stimulus' else what + 's'}"
     if start >= count:
-        raise Problem(f"--imgidx starts at {start} but there are {count} {what}s", f"give a start of at most {count - 1}")
+        raise Problem(f"--imgidx starts at {start} but {there}", f"give a start of at most {count - 1}")
+def _must_ascend(imgidx):
+    if len(imgidx) == 2 and imgidx[0] >= imgidx[1]:
+        raise Problem(f"--imgidx {imgidx[0]} {imgidx[1]} is empty", "the range is half-open: give A < B")
+
+
     if stop > count:
-        say(f"--imgidx ends at {stop}: there are {count} {what}s, so up to {count}")
+        say(f"--imgidx ends at {stop}: {there}, so up to {count}")
     return range(start, min(stop, count))
 
 
 def device(gpu):
     """The torch device that --gpu asks for. No such GPU: one warning line, then MPS if there is one, else the CPU."""
     import torch
+    _must_ascend(imgidx)
 
     if gpu < 0:
         return torch.device("cpu")

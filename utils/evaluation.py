@@ -5,6 +5,10 @@ from utils import cli, evaluators, images, layout, store
 from utils.errors import Problem
 
 
+def _load(paths):
+    return np.stack([images.load(path, side=images.SAMPLE_SIZE) for path in paths])
+
+
 def extract(args):
     """Write the missing features of every picture of the run that the arguments name."""
     ws, run = layout.Workspace.of(args), cli.run_name(args)
@@ -26,7 +30,7 @@ def extract(args):
                    if absent & set(batch := pictures[start:start + args.batch_size])]
         with cli.progress(desc=f"features of {run}", total=len(pictures), initial=len(pictures) - len(missing),
                           unit="img") as bar:
-            for batch, loaded in images.prefetch(lambda paths: np.stack([images.load(path) for path in paths]), batches):
+            for batch, loaded in images.prefetch(_load, batches):
                 for name, found in judges(loaded).items():
                     for path, feature in zip(batch, found):
                         target = layout.image_feature(folder, path.stem, name)

@@ -51,16 +51,19 @@ def save(path, image):
         Image.fromarray(image).save(temporary, compress_level=1)
 
 
-def load(path, modes=("RGB",)):
+def load(path, modes=("RGB",), side=None):
     """A picture file → (H, W, 3) uint8 (or (H, W) for mode L, where `modes` has it).
 
-    Raises Problem for what is not a whole upright 8-bit picture of one of `modes`: nothing is converted, cropped or
-    turned unseen.
+    Raises Problem for what is not a whole upright 8-bit picture of one of `modes`, side × side px if that is given:
+    nothing is converted, cropped, scaled or turned unseen.
     """
     try:
         with Image.open(path) as image:
             if max(image.size) > LARGEST:
                 raise Problem(f"{path} is {image.size[0]}×{image.size[1]} px", f"give at most {LARGEST} px a side")
+            if side not in (None, image.size[0]) or side not in (None, image.size[1]):
+                raise Problem(f"{path} is {image.size[0]}×{image.size[1]} px, not {side}×{side}",
+                              "delete it and run its stage again")
             if image.mode not in modes:
                 raise Problem(f"{path} is {image.mode}, not {' or '.join(modes)}", "save it as 8-bit RGB")
             if ";16" in str(image.tile):

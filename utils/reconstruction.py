@@ -147,6 +147,8 @@ def check(args):
         raise Problem("--n_samples and --steps must be at least 1", "give a positive number")
     if not 0 < args.strength <= 1:
         raise Problem(f"--strength {args.strength} is not in (0, 1]", "give a share of the schedule")
+    if not np.isfinite(args.guidance):
+        raise Problem(f"--guidance {args.guidance} is no scale", "give a finite number")
 
 
 def denoise(model, args, inputs, batch):
