@@ -1,13 +1,14 @@
-"""Draw one subject's figures, PDF and PNG: reconstructions, identification, decoding accuracy.
+"""Draw one subject's figures, PDF and PNG: reconstructions, identification, decoding accuracy by feature and ROI.
 
 Rows of the reconstructions are evenly spaced ranks of identification, from best to worst: none is hand-picked.
 A figure whose inputs are not there is skipped, and that is said.
 
 Reads   decoded/image-*/{subject}/samples/, per_image_scores_{subject}_*.csv and .json,
-        decoded/{subject}/*_scores_*.json
-Writes  figures/{reconstructions,captions}{,_occluded}_{subject}, identification_… and decoding_…, .pdf and .png
+        decoded/{subject}/*_scores_*.json and .npy, nsdfeat/subjfeat/
+Writes  figures/{reconstructions,captions}{,_occluded}_{subject}, identification_…, decoding_… and rois_…, .pdf and
+        .png
 """
-from utils import cli, figures, layout
+from utils import cli, figures, layout, roi_figures
 from utils.errors import Problem
 
 
@@ -30,6 +31,7 @@ def main(argv=None):
         "captions_occluded": (figures.captions_and_depth(ws, "occluded", args.images), "decode_captions_occluded.py"),
         "identification": (figures.identification_by_feature(ws), "identification.py"),
         "decoding": (figures.decoding_by_roi(ws), "ridge.py for two targets or ROIs"),
+        "rois": (roi_figures.by_roi(ws), "ridge.py for a target in each of two or more ROIs"),
     }
     if not any(figure for figure, _ in drawn.values()):
         raise Problem(f"{args.workdir} has nothing of {args.subject} to draw", "run diffusion_decoding.py first")

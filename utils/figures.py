@@ -335,7 +335,7 @@ def decoding_by_roi(ws):
         name = ("control: " if control else "") + _roi_label(options) + (", shuffled trials" if control else "")
         values.setdefault(name, {})[options["target"]] = record["test_correlation"]
         names = sorted(values, key=lambda name: (name.startswith("control: "), _roi_rank(name), name))
-    targets = sorted({target for each in values.values() for target in each}, key=_target_rank)
+    targets = sorted({target for each in values.values() for target in each}, key=target_rank)
     colours = iter(range(len(names)))
     series = []
     for name in names:
@@ -367,7 +367,7 @@ def _roi_rank(name):
     return layout.ROIS.index(name) if name in layout.ROIS else len(layout.ROIS)
 
 
-def _target_rank(name):
+def target_rank(name):
     """The order of the stages that decode them; layers in order of depth."""
     kind, *numbers = re.split(r"(\d+)", name.removesuffix("_occluded"))
     rank = TARGET_ORDER.index(kind) if kind in TARGET_ORDER else len(TARGET_ORDER)
