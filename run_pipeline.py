@@ -1,6 +1,8 @@
 """Run the stages in order, each exactly as from a shell, and stop at the first that fails.
 
 Every command is printed before it runs, so that any of them can be repeated by hand. Finished work is not redone.
+With --status nothing runs: each step is said to be done, partial, stale (made otherwise than it would be now, or of
+inputs that changed since) or missing.
 
 Reads   NSD (NSD_ROOT) and the checkpoints (NSD_MODELS)
 Writes  everything below --workdir
@@ -30,15 +32,41 @@ def main(argv=None):
     parser.add_argument("--controls", action="store_true",
                         help="also the recovery check (true features) and the control (shuffled trials) of the cvpr method")
     parser.add_argument("--dry_run", action="store_true", help="print the commands only")
+    parser.add_argument("--status", action="store_true", help="say what is done, partial, stale or missing; run nothing")
     args = cli.parse(parser, argv)
 
     steps = stages.plan(args)
+    if args.status:
+        show_status(steps)
+        return
     for number, command in enumerate(steps, start=1):
         print(f"[{number}/{len(steps)}] python {shlex.join(command)}", flush=True)
         if not args.dry_run:
             started = time.monotonic()
             run(command)
             print(f"        {time.monotonic() - started:.0f} s", flush=True)
+
+
+def show_status(steps):
+    """A line for each step, and for each that is not done why; then how many there are of each kind."""
+    from utils import status
+
+    states = []
+    for number, (command, state, note) in enumerate(status.of(steps, arguments), start=1):
+        states.append(state)
+        print(f"{state:<8}[{number}/{len(steps)}] python {shlex.join(command)}" + (f"\n          {note}" if note else ""))
+    print(", ".join(f"{states.count(state)} {state}" for state in status.STATES))
+
+
+def arguments(command):
+    """The arguments that a command would run with."""
+    cli.parsing_only = True
+    try:
+        run(command)
+    except cli.Parsed as parsed:
+        return parsed.arguments
+    finally:
+        cli.parsing_only = False
 
 
 def run(command):

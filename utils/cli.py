@@ -87,6 +87,17 @@ def run_name(args):
                            conditioning=args.conditioning, control=control(args))
 
 
+parsing_only = False  # whether scripts end where they have parsed their arguments
+
+
+class Parsed(BaseException):
+    """Ends a script that was asked for its arguments only. No Exception, so that nothing takes it for a fault."""
+
+    def __init__(self, args):
+        super().__init__(args)
+        self.arguments = args
+
+
 def parse(built, argv=None):
     """Parse, and check what every script must: the range of images is written A or A B, the seed is not negative."""
     args = built.parse_args(argv)
@@ -95,9 +106,17 @@ def parse(built, argv=None):
             built.error(f"--imgidx takes A or A B, got {len(args.imgidx)} numbers")
         if min(args.imgidx) < 0:
             built.error("--imgidx must not be negative")
+        _must_ascend(args.imgidx)
     if getattr(args, "seed", None) is not None and args.seed < 0:
         built.error("--seed must not be negative")
+    if parsing_only:
+        raise Parsed(args)
     return args
+
+
+def _must_ascend(imgidx):
+    if len(imgidx) == 2 and imgidx[0] >= imgidx[1]:
+        raise Problem(f"--imgidx {imgidx[0]} {imgidx[1]} is empty", "the range is half-open: give A < B")
 
 
 def image_range(imgidx, count, what="image"):
@@ -106,18 +125,13 @@ def image_range(imgidx, count, what="image"):
     None means all. An end past the last image means up to the last, and says so. Raises Problem for a start past
     the last image and for a reversed or empty range.
     """
-        _must_ascend(args.imgidx)
     if imgidx is None:
         return range(count)
+    _must_ascend(imgidx)
     start, stop = (imgidx[0], imgidx[0] + 1) if len(imgidx) == 1 else imgidx
     there = f"there are {count} {'stimuli' if what == 'stimulus' else what + 's'}"
     if start >= count:
         raise Problem(f"--imgidx starts at {start} but {there}", f"give a start of at most {count - 1}")
-def _must_ascend(imgidx):
-    if len(imgidx) == 2 and imgidx[0] >= imgidx[1]:
-        raise Problem(f"--imgidx {imgidx[0]} {imgidx[1]} is empty", "the range is half-open: give A < B")
-
-
     if stop > count:
         say(f"--imgidx ends at {stop}: {there}, so up to {count}")
     return range(start, min(stop, count))
@@ -126,7 +140,6 @@ def _must_ascend(imgidx):
 def device(gpu):
     """The torch device that --gpu asks for. No such GPU: one warning line, then MPS if there is one, else the CPU."""
     import torch
-    _must_ascend(imgidx)
 
     if gpu < 0:
         return torch.device("cpu")

@@ -53,8 +53,7 @@ def decode(args):
                                   device=device, n_stimuli=len(voxels.train_stimuli))
 
     for target in args.target:
-        use = args.use_stim or ("ave" if target.removesuffix("_occluded") in layout.VGG19_LAYERS else "each")
-        alphas = tuple(args.alphas or (regression.paper_alphas(target) if args.mode == "paper" else regression.FIXED_ALPHAS))
+        use, alphas = use_of(args, target), alphas_of(args, target)
         path = ws.scores(tags, target, "occluded" if args.dataset == "occluded" else None, cli.control(args))
         check_dataset(target, args.dataset)
         with (icnn.Streamed(args, target, device) if args.stream
@@ -86,6 +85,16 @@ def sentence(report):
     if not np.isfinite(report.test_correlation).any():
         return "test r is not defined, as nothing varies over the test images,"
     return f"test r = {np.nanmean(report.test_correlation):.3f}"
+
+
+def use_of(args, target):
+    """Whether a target is decoded from single trials ("each") or stimulus averages ("ave")."""
+    return args.use_stim or ("ave" if target.removesuffix("_occluded") in layout.VGG19_LAYERS else "each")
+
+
+def alphas_of(args, target):
+    """The penalties to choose from, those of --mode unless --alphas gives others."""
+    return tuple(args.alphas or (regression.paper_alphas(target) if args.mode == "paper" else regression.FIXED_ALPHAS))
 
 
 def fit(decoder, alphas, matrix, voxels, path, wanted):

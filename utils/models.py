@@ -62,6 +62,14 @@ def source(role):
     return folder
 
 
+def name(role):
+    """The name of a role's model in records."""
+    where = source(role)
+    if not isinstance(where, Path):
+        return where
+    return f"{choice() if choice() == 'tiny' else where.parent.name}/{role}"
+
+
 @functools.cache
 def identity(role):
     """{"model", "revision"} of a role, for the record of what made an artifact.
@@ -75,7 +83,7 @@ def identity(role):
             digest.update(path.relative_to(where).as_posix().encode())
             with open(path, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-        return {"model": f"{choice() if choice() == 'tiny' else where.parent.name}/{role}", "revision": digest.hexdigest()}
+        return {"model": name(role), "revision": digest.hexdigest()}
     if where.startswith(("torchvision/", "torch.hub/")):
         return {"model": where, "revision": where.rsplit("/", 1)[1]}
     from huggingface_hub import model_info, try_to_load_from_cache

@@ -162,10 +162,14 @@ def denoise(model, args, inputs, batch):
 
 def record(args, method, inputs, role):
     """What makes the images of a run; the number of samples is left out, so that a run can be extended."""
-    options = {name: getattr(args, name) for name in (
+    return store.record("diffusion_decoding.py", {"method": method} | options(args), inputs.paths, **models.identity(role))
+
+
+def options(args):
+    """The options that make a run's images what they are."""
+    return {name: getattr(args, name) for name in (
         "dataset", "conditioning", "true_features", "shuffle_trials", "seed", "scheduler", "steps", "strength",
         "guidance", "precision")}
-    return store.record("diffusion_decoding.py", {"method": method} | options, inputs.paths, **models.identity(role))
 
 
 def save_originals(args, ws, folder, chosen):

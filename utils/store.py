@@ -25,7 +25,7 @@ from utils.errors import Problem
 
 CHUNK_BYTES = 1 << 20
 NPY_FAULTS = (ValueError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
-READ_AT_MOST = 64 << 20  # bytes; a larger file whose record holds no digest is not read to see whether it changed
+READ_AT_MOST = 16 << 20  # bytes; a larger file whose record holds no digest is not read to see whether it changed
 HOST = "".join(letter for letter in platform.node() if letter.isalnum()) or "host"
 
 
