@@ -1,5 +1,4 @@
 """NSD's formats: captions, stimuli, tables, and readers that face arbitrary bytes."""
-import gzip
 import io
 import json
 
@@ -7,8 +6,6 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import get_data
 import img2feat_sd
@@ -220,44 +217,3 @@ def test_get_data_fetches_below_the_working_folder(world, tmp_path, monkeypatch)
         with pytest.raises(Problem, match="leads out"):
             get_data.main(["fetch", "../../etc/passwd", "--workdir", str(tmp_path / "out")])
     assert (tmp_path / "out" / tiny_nsd.CTAB).read_bytes() == (world / tiny_nsd.CTAB).read_bytes()
-
-
-# arbitrary bytes: a reader returns or raises Problem, nothing else
-
-
-READERS = {
-    tiny_nsd.DESIGN: lambda root: nsd.design(root),
-    tiny_nsd.RESPONSES: lambda root: nsd.responses(root, "subj01"),
-    tiny_nsd.ATLAS: lambda root: nsd.atlas(root, "subj01"),
-    tiny_nsd.CTAB: lambda root: nsd.atlas(root, "subj01"),
-    tiny_nsd.INFO: lambda root: nsd.captions(root),
-    TRAIN: lambda root: nsd.captions(root),
-    tiny_nsd.BETAS.format(1): lambda root: list(nsd.beta_volumes(root, "subj01", 1)),
-    tiny_nsd.STIMULI: lambda root: nsd.Stimuli(nsd.stimuli_path(root, ".")).check(),
-}
-
-
-@pytest.fixture
-def whole(world):
-    """{key: bytes} before any damage."""
-    tiny_nsd.build_stimuli(world)
-    return {key: (world / key).read_bytes() for key in READERS}
-
-
-@pytest.mark.parametrize("key", READERS)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_a_reader_of_damaged_bytes_returns_or_raises_a_problem(world, whole, key, data):
-    content = whole[key]
-    packed = content[:2] == b"\x1f\x8b" and data.draw(st.booleans())
-    content = bytearray(gzip.decompress(content) if packed else content)
-    for _ in range(data.draw(st.integers(1, 4))):
-        # Headers are where damage can mislead a parser.
-        at = data.draw(st.integers(0, min(len(content), 600) - 1))
-        content[at] = data.draw(st.integers(0, 255))
-    content = content[:data.draw(st.sampled_from([len(content), len(content) // 2, 3]))]
-    tiny_nsd.put(world, key, gzip.compress(bytes(content), 1) if packed else bytes(content))
-    try:
-        READERS[key](s3.Folder(world))
-    except Problem as error:
-        assert str(error)

@@ -133,7 +133,11 @@ def blip_captions(args):
     stage = "img2feat_blip_occlusion.py" if args.dataset == "occluded" else "img2feat_blip.py"
     if not path.exists():
         raise Problem(f"{path} is missing", f"run {stage}, or leave --captions at coco")
-    return {int(stimulus): captions for stimulus, captions in store.read_json(path).items()}
+    found = store.read_json(path)
+    if not all(stimulus.isdecimal() and isinstance(said, list) and said and all(isinstance(caption, str) for caption in said)
+               for stimulus, said in found.items()):
+        raise Problem(f"{path} does not hold captions by 73k id", f"run {stage} --overwrite")
+    return {int(stimulus): said for stimulus, said in found.items()}
 
 
 def as_numpy(tensor):
