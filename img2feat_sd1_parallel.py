@@ -20,12 +20,13 @@ def main(argv=None, dataset="nsd"):
     model = diffusion.LatentDiffusion(models.stable_diffusion(device, dtype))
     stimuli, attributes = features.open_stimuli(args)
     batch = features.batch_size(args, device)
+    captions = nsd.captions(s3.Root.from_env(), args.workdir) if args.captions == "coco" else features.blip_captions(args)
+    nsd.captions_of(captions, features.wanted(args, stimuli))  # a missing one is found out now, not after hours
     features.extract(
         args, stimuli, attributes, "sd", layout.of_dataset("init_latent", args.dataset), dtype,
         lambda pixels, _: features.as_numpy(model.encode(pixels)), batch,
         prepare=lambda ids: model.prepare(stimuli.read(ids)),
     )
-    captions = nsd.captions(s3.Root.from_env(), args.workdir) if args.captions == "coco" else features.blip_captions(args)
     features.extract(
         args, stimuli, {"captions": args.captions}, "sd", layout.of_dataset("c", args.dataset), dtype,
         lambda texts, _: features.as_numpy(model.caption_features(texts)), batch,

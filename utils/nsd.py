@@ -194,6 +194,7 @@ def _must_ascend(columns, name):
 def _must_agree(stimuli, against, subject, name):
     """The design says which image each trial showed; 0-based ids, for one, do not pass."""
     if against.images is None:
+        cli.say(f"warning: the design has no subjectim, so whether 73KID of {name} is 1-based cannot be checked")
         return
     row = layout.SUBJECTS.index(subject)
     if row >= len(against.images) or against.images[row].min() < 0:
@@ -444,8 +445,9 @@ def atlas(root, subject, name="streams"):
     unnamed = sorted(set(np.unique(labels[labels > 0]).tolist()) - set(values.values()))
     if unnamed:
         raise Problem(f"{grid.name} has label {_list(unnamed)}, which its table does not name", AGAIN)
-    if name == "streams" and not set(values) & set(layout.ROIS):
-        raise Problem(f"{root.name(keys[1])} names none of {' '.join(layout.ROIS)}", AGAIN)
+    lacking = [roi for roi in layout.ROIS if roi not in values] if name == "streams" else []
+    if lacking:
+        raise Problem(f"{root.name(keys[-1])} does not name {' '.join(lacking)}", AGAIN)
     return Atlas(labels, values, grid, keys)
 
 
@@ -499,7 +501,7 @@ def captions(root, workdir=None):
     not hold them.
     """
     name = root.name(INFO_KEY)
-    by_split = {}
+    by_split, known = {}, set()
     for line, row in enumerate(table(root.read(INFO_KEY), ",", name), start=2):
         if not {"nsdId", "cocoId", "cocoSplit"} <= row.keys():
             raise Problem(f"{name} lacks one of the columns nsdId, cocoId, cocoSplit", AGAIN)
@@ -509,6 +511,9 @@ def captions(root, workdir=None):
         stimulus = whole_number(row["nsdId"], f"nsdId in line {line} of {name}")
         if not 0 <= stimulus < STIMULI:
             raise Problem(f"line {line} of {name} has nsdId {stimulus}", f"it must be 0-based and below {STIMULI}")
+        if stimulus in known:
+            raise Problem(f"line {line} of {name} has nsdId {stimulus} again", AGAIN)
+        known.add(stimulus)
         by_image = by_split.setdefault(row["cocoSplit"], {})
         by_image.setdefault(whole_number(row["cocoId"], f"cocoId in line {line} of {name}"), []).append(stimulus)
     found = Captions()
