@@ -343,13 +343,18 @@ def test_a_decoder_that_only_picks_clusters_drops_to_chance_and_a_linear_one_doe
     def linear(kept):
         return held_out.predict(voxels, rows, features, kept, test_voxels)
 
-    found = {}
+    found, (within, among) = {}, held_out.METRICS
     for name, decoder in (("picks", picks), ("linear", linear)):
         full = decoder(np.ones(len(features), bool))
         table = held_out.table("c", "ventral", clusters, None, 0, full, decoder, test_features, features.mean(0))
         found[name] = {each["metric"]: each for each in table if each["cluster"] == "all"}
         assert {each["n_test"] for each in table} == {8, 24} and {each["n_train_removed"] for each in table} == {24}
-    within, among = held_out.METRICS
+        centred = lambda each: each - features.mean(0)
+        r = np.corrcoef(centred(full), centred(test_features))[:24, 24:]
+        groups = {within: [np.flatnonzero(clusters.test == clusters.test[i]) for i in range(24)], among: [range(24)] * 24}
+        for metric, candidates in groups.items():
+            wins = [np.mean([r[i, j] < r[i, i] for j in each if j != i]) for i, each in enumerate(candidates)]
+            assert found[name][metric]["full"] == pytest.approx(100 * np.mean(wins), abs=1e-3)
     picked = found["picks"][among]
     assert picked["full"] > 85 and picked["held_out"] < 60 and picked["low"] > 10
     assert found["linear"][within]["held_out"] > 85
