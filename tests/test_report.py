@@ -1,4 +1,4 @@
-"""The report is one file that fetches nothing, says what is in the artifacts and what is missing, and can be browsed."""
+"""The report is one file that fetches nothing, says what the artifacts say and what is missing, and can be browsed."""
 import html.parser
 import re
 import runpy
@@ -23,8 +23,9 @@ CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 
 def index_row(roi, **more):
     return dict.fromkeys(completion_stage.FIELDS, float("nan")) | {
-        "roi": roi, "feature": "local", "primary": True, "enough_signal": True, "index": 0.54, "low": 0.44, "high": 0.67,
-        "p": 0.0005, "p_corrected": 0.0005, "truth": 0.5, "whole": 1.04, "whole_low": 0.87, "whole_high": 1.25,
+        "roi": roi, "feature": "local", "primary": True, "enough_signal": True, "index": 0.54, "low": 0.44,
+        "high": 0.67, "p": 0.0005, "p_corrected": 0.0005, "truth": 0.5, "whole": 1.04, "whole_low": 0.87,
+        "whole_high": 1.25,
         "hidden": 0.14, "hidden_low": -0.05, "hidden_high": 0.29, "images": 6, "views": 12, "voxels": 100} | more
 
 
@@ -36,17 +37,19 @@ def write_completion(ws):
     """Twelve views of six images behind two masks, two of which hide an object wholly."""
     random = np.random.default_rng(1)
     shape = (2 * IMAGES, completion.GRID, completion.GRID, 3)
-    rows = [index_row("early"), index_row("ventral", index=0.76, low=0.7, high=0.81, hidden=-0.06, hidden_low=-0.09, hidden_high=-0.02)]
-    write_csv(ws.completion_result("index", "csv"), rows)
+    write_csv(ws.completion_result("index", "csv"), [index_row("early"), index_row(
+        "ventral", index=0.76, low=0.7, high=0.81, hidden=-0.06, hidden_low=-0.09, hidden_high=-0.02)])
     store.write_json(layout.sidecar(ws.completion_result("index", "csv")), {
         "made_by": "amodal_completion.py", "options": {"subject": "subj01", "rois": ["early", "ventral"], "seed": 42},
-        "version": "0.1.0", "context_r2": {"local": 0.84}, "generator": {"no captions": [0.16, 0.04, 0.28]}, "simulated": True})
+        "version": "0.1.0", "context_r2": {"local": 0.84}, "generator": {"no captions": [0.16, 0.04, 0.28]},
+        "simulated": True})
     write_csv(ws.completion_result("margins", "csv"), [
         {"roi": "early", "margin": margin, "index": 0.5, "low": 0.4, "high": 0.6} for margin in (0.0, 0.15)])
     with h5py.File(ws.completion_result("decoded", "h5"), "w") as file:
         hidden = np.zeros(shape[:3], bool)
         hidden[:IMAGES, :10], hidden[IMAGES:, 10:] = True, True
-        file["stim_ids"], file["mask_ids"] = np.tile(STIMULI, 2), np.array(["halves_a"] * IMAGES + ["halves_b"] * IMAGES, object)
+        file["stim_ids"] = np.tile(STIMULI, 2)
+        file["mask_ids"] = np.repeat(np.array(["halves_a", "halves_b"], object), IMAGES)
         file["gone"], file["hidden"] = np.arange(len(hidden)) < 2, hidden
         file["truth"] = random.uniform(-0.3, 0.3, shape).astype(np.float16)
         file["context"] = np.where(hidden[..., None], np.full(3, 0.1), np.nan).astype(np.float16)
@@ -56,27 +59,29 @@ def write_completion(ws):
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Three runs with pictures and scores, the trials, captions (one of them hostile), and the completion index of two ROIs."""
+    """Three runs with pictures and scores, trials, captions (one is hostile), and the completion index of two ROIs."""
     workdir = tmp_path_factory.mktemp("report")
     ws, random = layout.Workspace(workdir, "subj01"), np.random.default_rng(0)
     for run in ("cvpr", "cvpr-occluded", "cvpr-shuffled7"):
         folder = ws.samples(run)
         folder.mkdir(parents=True)
         for image in range(IMAGES):
-            paths = [layout.original_image(folder, image), *(layout.sample_image(folder, image, sample) for sample in (0, 1))]
+            paths = [layout.sample_image(folder, image, sample) for sample in (0, 1)]
+            paths.append(layout.original_image(folder, image))
             for path in paths + ([layout.occluded_image(folder, image)] if "occluded" in run else []):
                 Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(path)
         store.write_json(layout.manifest(folder), {
             "made_by": "diffusion_decoding.py", "model": "tiny/sd", "revision": "c0ffee", "version": "0.1.0",
-            "options": {"method": "cvpr", "dataset": "nsd", "seed": 42, "true_features": False, "shuffle_trials": None}})
+            "options": {"method": "cvpr", "dataset": "nsd", "seed": 42, "true_features": False}})
         r = random.normal(size=(IMAGES, IMAGES)) + (2 if run == "cvpr" else 0) * np.eye(IMAGES)
-        identification.write_scores(ws.per_image_scores(run, "clip"), range(IMAGES), r,
-                                    {"options": {"run": run, "feature": "clip"}, "samples": 2} | identification.summary(r))
+        record = {"options": {"run": run, "feature": "clip"}, "samples": 2} | identification.summary(r)
+        identification.write_scores(ws.per_image_scores(run, "clip"), range(IMAGES), r, record)
     ws.mrifeat.mkdir(parents=True)
     np.save(ws.stims, np.repeat(STIMULI, 3))
     np.save(ws.stims_ave, STIMULI)
     np.save(ws.stims_ave_test, np.ones(IMAGES, bool))
-    store.write_text(ws.captions_people(), "\n".join(["a red cone", "a blue ring", HOSTILE, "a star", "a cube", "a red ball"]) + "\n")
+    people = ["a red cone", "a blue ring", HOSTILE, "a star", "a cube", "a red ball"]
+    store.write_text(ws.captions_people(), "".join(f"{caption}\n" for caption in people))
     write_completion(ws)
     return workdir
 
@@ -88,7 +93,8 @@ def run(monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("NSD_MODELS", raising=False)
 
     def command(workdir, *arguments):
-        monkeypatch.setattr(sys, "argv", ["make_report.py", "--workdir", str(workdir), "--subject", "subj01", *arguments])
+        monkeypatch.setattr(sys, "argv", ["make_report.py", "--workdir", str(workdir), "--subject", "subj01",
+                                          *arguments])
         status = 0
         try:
             runpy.run_path(str(ROOT / "make_report.py"), run_name="__main__")
@@ -133,15 +139,15 @@ def test_the_page_asks_for_nothing_outside_itself_and_every_picture_has_words(ru
         for key in ("src", "href", "srcset", "action", "data"):
             assert re.match(r"#|data:", attributes.get(key, "#")), (name, attributes)
     assert "@import" not in content and "url(" not in content
-    assert any("default-src 'none'" in attributes.get("content", "") for name, attributes in page.elements if name == "meta")
+    assert any("default-src 'none'" in attributes.get("content", "") for _, attributes in page.elements)
     pictures = [attributes for name, attributes in page.elements if name == "img"]
     assert len(pictures) > 20 and all(attributes.get("alt") or attributes.get("id") for attributes in pictures)
 
 
 def test_numbers_are_those_of_the_artifacts(run, workdir):
     _, page, _ = made(run, workdir)
-    for told in ("0.54 [0.44, 0.67]", "0.76 [0.70, 0.81]", "−0.06 [−0.09, −0.02]", "2 of 2 regions", "6 test images", "12 views",
-                 "1 of 2 controls hold 0; not ventral, −0.06 [−0.09, −0.02]", "Simulated", "c0ffee",
+    for told in ("0.54 [0.44, 0.67]", "0.76 [0.70, 0.81]", "2 of 2 regions", "6 test images", "12 views", "Simulated",
+                 "1 of 2 controls hold 0; not ventral, −0.06 [−0.09, −0.02]", "c0ffee",
                  "python amodal_completion.py --subject subj01 --roi early ventral --seed 42"):
         assert told in page.text, told
     record = store.read_json(layout.Workspace(workdir, "subj01").per_image_scores("cvpr", "clip").with_suffix(".json"))
@@ -172,8 +178,9 @@ def test_what_is_missing_is_named_with_its_command(run, tmp_path):
     for path in (layout.original_image(folder, 0), layout.sample_image(folder, 0, 0)):
         Image.new("RGB", (16, 16)).save(path)
     _, page, done = made(run, tmp_path)
-    for command in ("make_subjmri.py", "amodal_completion.py", "identification.py", "evaluate.py", "decode_captions.py"):
-        assert f"python {command} --subject subj01" in page.text and command in done.stderr
+    for script in ("make_subjmri.py", "amodal_completion.py", "identification.py", "evaluate.py", "decode_captions.py"):
+        assert f"python {script} --subject subj01" in page.text and script in done.stderr
+    assert "python diffusion_decoding.py --subject subj01 --method cvpr --true_features" in page.text
     assert "Simulated" not in page.text
     layout.sample_image(folder, 0, 0).write_bytes(b"PNG")
     assert "not a whole picture" in run(tmp_path).stderr
@@ -215,7 +222,7 @@ def browser():
 def page(browser, run, workdir):
     """The report, opened at 1280 × 900; fails afterwards if anything was logged, thrown or fetched."""
     made(run, workdir)
-    opened = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    opened = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light", reduced_motion="reduce")
     faults, asked = [], []
     opened.on("console", lambda message: faults.append(message.text))
     opened.on("pageerror", lambda error: faults.append(str(error)))
@@ -257,12 +264,13 @@ def test_images_are_chosen_with_the_keys_and_with_one_stop_for_tab(page):
         return page.eval_on_selector_all(".card[tabindex='0']", "each => each.map(card => card.dataset.at)")
 
     page.focus(".card[tabindex='0']")
-    for key, at in (("ArrowRight", "1"), ("End", "5"), ("ArrowRight", "5"), ("Home", "0"), ("ArrowLeft", "0"), ("ArrowRight", "1")):
+    for key, at in (("ArrowRight", "1"), ("End", "5"), ("ArrowRight", "5"), ("Home", "0"), ("ArrowLeft", "0"),
+                    ("ArrowRight", "1")):
         page.keyboard.press(key)
         assert chosen() == [at] and page.evaluate("document.activeElement.dataset.at") == at
     assert page.get_attribute("#under", "alt") == "Original test image 1: a blue ring"
-    assert re.fullmatch(r"Reconstruction decoded from simulated brain activity by method cvpr, sample 1, identification \(clip\) [01]\.\d\d",
-                        page.get_attribute("#over", "alt"))
+    assert re.fullmatch("Reconstruction decoded from simulated brain activity by method cvpr, sample 1, "
+                        r"identification \(clip\) [01]\.\d\d", page.get_attribute("#over", "alt"))
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "edge-2"
     page.keyboard.press("Escape")
@@ -273,6 +281,9 @@ def test_the_filter_and_the_order_choose_what_is_shown(page):
     def shown():
         return page.eval_on_selector_all(".card", "each => each.map(card => Number(card.dataset.at))")
 
+    def scores():
+        return [float(score) for score in page.locator(".card .score").all_text_contents()]
+
     page.keyboard.press("/")
     page.keyboard.type("red")
     assert shown() == [0, 5] and page.inner_text("#count").startswith("2 of 6")
@@ -282,11 +293,12 @@ def test_the_filter_and_the_order_choose_what_is_shown(page):
     assert len(shown()) == IMAGES
     page.select_option("#run", "cvpr-shuffled7")
     page.select_option("#order", "worst")
-    scores = [float(score) for score in page.locator(".card .score").all_inner_texts()]
-    assert scores == sorted(scores) and scores[0] < scores[-1]
+    ordered = scores()
+    assert ordered == sorted(ordered) and ordered[0] < ordered[-1]
     page.select_option("#band", "0 0.5")
-    assert [float(score) for score in page.locator(".card .score").all_inner_texts()] == [score for score in scores if score < 0.5]
-    assert page.get_attribute("#over", "alt").startswith("Control: reconstruction decoded from simulated brain activity with shuffled")
+    assert scores() == [score for score in ordered if score < 0.5]
+    assert page.get_attribute("#over", "alt").startswith(
+        "Control: reconstruction decoded from simulated brain activity with shuffled trials")
 
 
 def test_the_theme_is_the_systems_until_it_is_chosen(page):

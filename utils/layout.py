@@ -215,6 +215,7 @@ class Workspace:
         """The JSON files that say what made decoded features, captions, reconstructions and completion, in order of name."""
         found = [manifest(self.samples(run)) for run in self.found_runs()]
         found += [*self.found_scores(), *self.decoded.glob("captions/*.json"), *self.completion.glob(f"{self.subject}_*.json")]
+        found.append(self.evaluation_result("evaluation", "json"))
         return sorted(path for path in found if path.exists())
 
     def found_networks(self):

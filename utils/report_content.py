@@ -1,20 +1,17 @@
-"""What a subject's artifacts say, for the report: numbers with their intervals, and the command for each that is missing."""
+"""What a subject's artifacts say, for the report: numbers with intervals, and the command for each that is missing."""
 import csv
 import math
 import shlex
-from collections import Counter
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from utils import completion_stage, figures, layout, regression, store
+from utils import completion_stage, figures, layout, nsd, regression, store
 from utils.errors import Problem
 
 KINDS = ("result", "recovery", "control")
 HEADLINE_FEATURE = "clip"  # of identification, on the first screen; the table has all
 OFF_SCALE = (-0.6, 1.8)  # the completion index is drawn within these; an interval may reach beyond, the text says it
-SCRIPT_FLAGS = {"rois": "roi", "feature": "usefeat"}  # options whose flag has another name
-NO_FLAGS = {"beams", "subject", "run"}
+SCRIPT_FLAGS = {"rois": "roi"}  # options whose flag has another name
+NO_FLAGS = {"beams", "subject"}
 FIRST_FLAGS = ("method", "dataset", "target", "rois", "roi")
 
 
@@ -90,7 +87,8 @@ def seen(ws, missing):
         missing.note("the trials and stimuli", "make_subjmri.py")
         return {}
     trials, images, test = (store.read_npy(path) for path in (ws.stims, ws.stims_ave, ws.stims_ave_test))
-    return {"trials": len(trials), "images": len(images), "test": int(test.sum()), "test_stimuli": images[test].tolist()}
+    return {"trials": len(trials), "images": len(images), "test": int(test.sum()),
+            "test_stimuli": images[test].tolist()}
 
 
 # completion
@@ -115,8 +113,8 @@ def completion(ws, missing):
         missing.note("what the diffusion model invents behind an occluder without a brain", "amodal_completion.py",
                      "--inpaint 16", "--overwrite")
     if not summary.get("reconstructions"):
-        missing.note("what the diffusion model draws of hidden regions, from the brain and without one", "amodal_completion.py",
-                     "--reconstruct 12", "--inpaint 16", "--overwrite")
+        missing.note("what the diffusion model draws of hidden regions, from the brain and without one",
+                     "amodal_completion.py", "--reconstruct 12", "--inpaint 16", "--overwrite")
     return {"rows": rows, "primary": primary, "told": told, "significant": significant, "summary": summary,
             "generator": summary.get("generator", {}), "drawn": summary.get("reconstructions", {}),
             "context_r2": summary.get("context_r2", {}),
@@ -125,7 +123,8 @@ def completion(ws, missing):
             "known": known, "truth_inside": [row for row in known if row["low"] <= row["truth"] <= row["high"]],
             "controlled": controlled,
             "leaks": [row for row in controlled if not row["hidden_low"] <= 0 <= row["hidden_high"]],
-            "margins": _margins(ws), "scale": Scale(low, high, ((0, "visible only"), (1, "seen whole")))}
+            "margins": _margins(ws), "closeness": completion_stage.told(completion_stage.read_closeness(ws), rows),
+            "scale": Scale(low, high, ((0, "visible only"), (1, "seen whole")))}
 
 
 def completion_dots(row):
@@ -141,18 +140,15 @@ def completion_dots(row):
 
 
 def _margins(ws):
-    """{ROI: (rows at the least and the largest margin)} of the primary local features."""
-    path = ws.completion_result("margins", "csv")
-    found = {}
-    if path.exists():
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                found.setdefault(row["roi"], []).append({key: float(row[key]) for key in ("margin", "index", "low", "high")})
+    """{ROI: (rows at the least and the largest margin)} of the local features."""
+    path, found = ws.completion_result("margins", "csv"), {}
+    for row in _read(path, ("roi",), ("margin", "index", "low", "high")) if path.exists() else ():
+        found.setdefault(row["roi"], []).append(row)
     return {roi: (rows[0], rows[-1]) for roi, rows in found.items()}
 
 
 def hidden(pictures):
-    """What was hidden, from a `report_pictures.Hidden`: views, images, masks, shares of the picture, objects wholly hidden."""
+    """What was hidden, from a `report_pictures.Hidden`: views, images, masks, shares of the picture, whole objects."""
     shares = pictures.hidden.mean((1, 2))
     return {"views": len(shares), "images": len(set(pictures.stimuli.tolist())), "masks": len(set(pictures.masks)),
             "mean": float(shares.mean()), "least": float(shares.min()), "most": float(shares.max()),
@@ -178,20 +174,23 @@ def identification(ws, missing):
     features = [name for name in layout.EVALUATION_FEATURES if any(name in by for by in by_run.values())]
     runs = [{"run": figures.Run.of(name), "by": by_run[name]} for name in sorted(by_run, key=run_order)]
     least = min(record["interval"][0] for record in records)
-    return {"features": features, "runs": runs, "first": HEADLINE_FEATURE if HEADLINE_FEATURE in features else features[0],
+    first = HEADLINE_FEATURE if HEADLINE_FEATURE in features else features[0]
+    return {"features": features, "runs": runs, "first": first,
             "scale": Scale(min(0.4, math.floor(least * 10) / 10), 1.0, ((0.5, "chance"),))}
 
 
 def run_order(name):
-    """The order in which runs are listed: whole images first, results before checks and controls, methods as papers added them."""
+    """The order in which runs are listed: results before checks and controls, whole images first, methods by age."""
     run = figures.Run.of(name)
     method = layout.METHODS.index(run.method) if run.method in layout.METHODS else len(layout.METHODS)
     return KINDS.index(run.kind), run.occluded, method, name
 
 
 def run_dot(run, record):
-    kind = run["run"].kind if run["run"].kind != "result" else f"result {run['run'].method}"
-    return Dot(kind + (" square" if run["run"].occluded else ""), run["run"].label, record["accuracy"], *record["interval"])
+    """The Dot of a run (see `identification`) by one of its records."""
+    about = run["run"]
+    kind = about.method if about.kind == "result" else about.kind
+    return Dot(kind + (" square" if about.occluded else ""), about.label, record["accuracy"], *record["interval"])
 
 
 def of_kind(identification_found, kind):
@@ -206,9 +205,10 @@ def of_kind(identification_found, kind):
 
 
 def evaluation(ws, missing):
-    """{"metrics": [(metric, direction)], "rows": [(run label, {metric: row})], "not_run", "absent", "captions", "held_out"}.
+    """{"metrics", "rows", "not_run", "absent", "captions", "held_out"}; None without evaluate.py's table.
 
-    not_run: [label]. absent: [why a metric is]. captions, held_out: rows, [] where there are none. None without evaluate.py's table.
+    metrics: [(metric, direction)]. rows: [(run label, {metric: row})]. not_run: [label]. absent: [metric and why].
+    captions, held_out: rows of these tables, [] where there are none.
     """
     path = ws.evaluation_result("evaluation", "csv")
     if not path.exists():
@@ -219,10 +219,12 @@ def evaluation(ws, missing):
     for row in rows:
         by_run.setdefault(row["run"], {})[row["metric"]] = row
     made = {run: by for run, by in by_run.items() if any(not math.isnan(row["value"]) for row in by.values())}
-    absent = dict.fromkeys(f"{row['metric']} {row['note']}" for by in made.values() for row in by.values() if math.isnan(row["value"]))
+    absent = dict.fromkeys(f"{row['metric']} {row['note']}" for by in made.values() for row in by.values()
+                           if math.isnan(row["value"]))
     held_out = ws.evaluation_result("held_out", "csv")
     if not held_out.exists():
-        missing.note("identification without training images like the test image", "evaluate.py", "--held_out_clusters 5")
+        missing.note("identification without training images of the test image's kind", "evaluate.py",
+                     "--held_out_clusters 5")
     told = ws.evaluation_result("captions", "csv")
     return {
         "metrics": list(dict.fromkeys((row["metric"], row["direction"]) for row in rows)),
@@ -236,25 +238,35 @@ def evaluation(ws, missing):
 
 
 def _read(path, words, numbers):
-    """Rows of a CSV; columns `numbers` as float, NaN where empty. Raises Problem if a column is missing or no number."""
+    """Rows of a CSV; columns `numbers` as float, NaN where empty. Raises Problem for a missing column or no number."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = [{**{key: row[key] for key in words}, **{key: float(row[key] or "nan") for key in numbers}}
                     for row in csv.DictReader(file)]
     except (KeyError, TypeError, ValueError) as error:
-        raise Problem(f"{path} is not what evaluate.py writes ({type(error).__name__}: {error})",
-                      "run evaluate.py again with --overwrite") from error
+        raise Problem(f"{path} is not the table it should be ({type(error).__name__}: {error})",
+                      "run its stage again with --overwrite") from error
     return rows
 
 
 # captions
 
 
-def captions(ws, count, missing):
-    """{"people": [caption per test image], "decoded": {dataset: (captions, score)}}; a dataset without captions is left out."""
+def captions(ws, root, seen, missing):
+    """{"people": [a caption per test image], "decoded": {dataset: (captions, score)}}; what is not there is left out.
+
+    People's are those that the decoded ones were scored against, or else NSD's, where its root is a local folder.
+    """
     found = {"people": [], "decoded": {}}
+    count = seen.get("test")
     if ws.captions_people().exists():
         found["people"] = _lines(ws.captions_people(), count)
+    elif root.local and seen:
+        try:
+            of_images = nsd.captions_of(nsd.captions(root, ws.workdir), seen["test_stimuli"])
+            found["people"] = [said[0] for said in of_images]
+        except Problem as problem:
+            missing.found.append((f"people's captions of the test images ({problem.what})", problem.todo))
     for dataset, name in (("nsd", ()), ("occluded", ("blip_occluded", "occluded"))):
         path = ws.captions(*name)
         if path.exists():
@@ -269,7 +281,8 @@ def captions(ws, count, missing):
 def _lines(path, count):
     lines = path.read_text(encoding="utf-8").splitlines()
     if count is not None and len(lines) != count:
-        raise Problem(f"{path} has {len(lines)} captions, the subject {count} test images", "decode them again with --overwrite")
+        raise Problem(f"{path} has {len(lines)} captions, the subject {count} test images",
+                      "run its stage again with --overwrite")
     return lines
 
 
@@ -277,20 +290,20 @@ def _lines(path, count):
 
 
 def provenance(ws):
-    """[{"what", "command", "model", "revision", "version", "seed"}] from the records beside the artifacts."""
-    records = [(path, store.read_json(path)) for path in ws.found_records()]
-    rows, count = [], Counter()
-    for path, record in records:
-        if "made_by" not in record or "options" not in record:
-            continue
-        model = record.get("model") or record.get("features", {}).get("model", "")
-        revision = record.get("revision") or record.get("features", {}).get("revision", "")
-        count[record["made_by"]] += 1
-        rows.append({"what": path.relative_to(ws.workdir).as_posix(), "command": command(record, ws.subject), "model": model,
-                     "revision": revision, "version": record.get("version", ""), "seed": record["options"].get("seed", "")})
-    return {"rows": rows, "count": count, "models": sorted({(row["model"], row["revision"]) for row in rows if row["model"]}),
-            "versions": sorted({row["version"] for row in rows if row["version"]}),
-            "seeds": sorted({row["seed"] for row in rows if row["seed"] != ""})}
+    """{"commands": [(command, artifact)], "models": [(model, revision)], "versions", "seeds"} of the records there."""
+    commands, models, versions, seeds = [], set(), set(), set()
+    for path in ws.found_records():
+        record = store.read_json(path)
+        if "made_by" in record and "options" in record:
+            commands.append((command(record, ws.subject), path.relative_to(ws.workdir).as_posix()))
+            models |= {(each["model"], each.get("revision", "")) for each in (record, record.get("features", {}))
+                       if each.get("model")}
+            versions.add(record.get("version", ""))
+            seeds.add(record["options"].get("seed"))
+    for path in ws.found_networks():
+        models |= {(each["model"], each["revision"]) for each in store.read_json(path).values()}
+    return {"commands": commands, "models": sorted(models), "versions": sorted(versions - {""}),
+            "seeds": sorted(seeds - {None})}
 
 
 def command(record, subject):
@@ -300,15 +313,12 @@ def command(record, subject):
     if options.get("alphas") and tuple(options["alphas"]) == regression.FIXED_ALPHAS:
         del options["alphas"]
     flags = []
-    ordered = sorted(options, key=lambda name: (FIRST_FLAGS.index(name) if name in FIRST_FLAGS else len(FIRST_FLAGS), name))
-    for name, value in [(name, options[name]) for name in ordered] + sorted(voxels.items()):
+    first = {name: number for number, name in enumerate(FIRST_FLAGS)}
+    ordered = sorted(options.items(), key=lambda item: (first.get(item[0], len(first)), item[0]))
+    for name, value in ordered + sorted(voxels.items()):
         if name in NO_FLAGS or value is None or value is False or (name, value) == ("atlas", "streams"):
             continue
         values = [] if value is True else value if isinstance(value, list) else [value]
-        flags += [f"--{SCRIPT_FLAGS.get(name, name)}", *(f"{each:g}" if isinstance(each, float) else str(each) for each in values)]
+        flags.append(f"--{SCRIPT_FLAGS.get(name, name)}")
+        flags += [f"{each:g}" if isinstance(each, float) else str(each) for each in values]
     return shlex.join(["python", record["made_by"], "--subject", subject, *flags])
-
-
-def numbers_of(values):
-    """`[0.5, None, …]` for JSON: rounded, NaN as None."""
-    return [None if value is None or not np.isfinite(value) else round(float(value), 4) for value in values]

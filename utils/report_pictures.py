@@ -48,7 +48,7 @@ def outlined(picture, hidden, colour):
 
 
 def fitting_side(paths, most_bytes):
-    """The largest of SIDES at which `paths` together take no more than `most_bytes` of text; the smallest if none is."""
+    """The largest of SIDES at which `paths` together take at most `most_bytes` of text; the smallest if none is."""
     probes = [paths[k] for k in sorted(set(np.linspace(0, len(paths) - 1, min(PROBES, len(paths))).astype(int)))]
     for side in SIDES[:-1]:
         mean = sum(len(embedded_file(path, side)) for path in probes) / len(probes)
@@ -96,7 +96,8 @@ class Hidden:
                 self.masks = [mask.decode() for mask in file["mask_ids"][:]]
                 self.gone, self.hidden = file["gone"][:], file["hidden"][:]
                 self.truth, self.context = (file[name][:].astype(np.float32) for name in ("truth", "context"))
-                self.decoded = {roi: file["decoded"][roi][:].astype(np.float32) for roi in layout.ROIS if roi in file["decoded"]}
+                decoded = file["decoded"]
+                self.decoded = {roi: decoded[roi][:].astype(np.float32) for roi in layout.ROIS if roi in decoded}
         except (OSError, KeyError) as error:
             raise Problem(f"{path} is not what amodal_completion.py writes ({error})",
                           "run amodal_completion.py again with --overwrite") from error
@@ -115,7 +116,7 @@ class Hidden:
         return r
 
     def views(self, roi, gone, count):
-        """`count` views evenly spaced by likeness from the most to the least, so that none is hand-picked; fewer if few."""
+        """`count` views evenly spaced by likeness, from the most to the least, so that none is hand-picked; or all."""
         likeness = self.likeness(roi)
         rows = sorted(np.flatnonzero(self.gone == gone), key=lambda row: (-likeness[row], row))
         spaced = sorted(set(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)))
@@ -127,7 +128,7 @@ class Hidden:
         return self.views(roi, False, 3)[1] if (~self.gone).sum() > 2 else self.views(roi, False, 1)[0]
 
     def pictures(self, view, original, shown):
-        """{"original", "shown", "truth", "context", "decoded/{roi}": PIL image}: the picture with its hidden cells filled in.
+        """{"original", "shown", "truth", "context", "decoded/{roi}": PIL image}: the last three fill hidden cells.
 
         original, shown: PIL images, or None where they cannot be had; then cells stand in for them.
         """
@@ -136,9 +137,10 @@ class Hidden:
         whole = cells if original is None else _array(original)
         mask = np.asarray(Image.fromarray(hidden).resize((side, side), Image.Resampling.NEAREST), bool)[..., None]
         seen = np.where(mask, 128, whole).astype(np.uint8) if shown is None else _array(shown)
-        filled = {"truth": self.truth, "context": self.context} | {f"decoded/{roi}": each for roi, each in self.decoded.items()}
-        return {"original": Image.fromarray(whole), "shown": Image.fromarray(seen)} | {
-            name: Image.fromarray(np.where(mask, _enlarged(each[view.row], hidden), seen)) for name, each in filled.items()}
+        fillings = {"truth": self.truth, "context": self.context}
+        fillings |= {f"decoded/{roi}": each for roi, each in self.decoded.items()}
+        filled = {name: np.where(mask, _enlarged(each[view.row], hidden), seen) for name, each in fillings.items()}
+        return {name: Image.fromarray(each) for name, each in ({"original": whole, "shown": seen} | filled).items()}
 
 
 def _array(picture):

@@ -36,7 +36,12 @@ function gallery(data) {
   const edges = [byId("edge-1"), byId("edge-2")];
   const layers = ["under", "between", "over"].map(byId);
   const tags = ["under", "between", "over"].map(name => byId(`tag-${name}`));
-  const state = { dataset: data.runs[0].dataset, run: data.runs[0], sample: 0, feature: data.first, at: null, edges: [50, 50], listed: [] };
+  const state = {
+    run: data.runs[0], dataset: data.runs[0].dataset, sample: 0, feature: data.first,
+    listed: [],       // positions in data.images of what the filters let through, in order
+    at: null,         // the one that is chosen
+    edges: [50, 50],  // percent from the left: where the occluded picture begins, and where the reconstruction does
+  };
 
   const element = (name, attributes = {}, ...children) => {
     const made = document.createElement(name);
@@ -82,7 +87,9 @@ function gallery(data) {
     options("run", runsOf(state.dataset).map(run => [run.name, kinds[run.kind] + run.label]), state.run.name);
     choice("samples", "sample", Array.from({ length: state.run.samples }, (_, k) => [k, k + 1]), state.sample);
     const features = data.features.filter(name => state.run.scores[name]);
-    if (!features.includes(state.feature)) state.feature = features.includes(data.first) ? data.first : features[0] || null;
+    if (!features.includes(state.feature)) {
+      state.feature = features.includes(data.first) ? data.first : features[0] || null;
+    }
     options("feature", features.length ? features.map(name => [name, name]) : [["", "none yet"]], state.feature || "");
   }
 
@@ -121,11 +128,14 @@ function gallery(data) {
 
   function card(at) {
     const image = data.images[at];
-    const made = element("div", { class: "card", role: "option", tabindex: "-1", "data-at": at, "aria-selected": "false",
-      "aria-label": `${describe.original(image)}. Identification ${number(score(state.run, at))}` },
+    const value = score(state.run, at);
+    const made = element("div", {
+      class: "card", role: "option", tabindex: "-1", "data-at": at, "aria-selected": "false",
+      "aria-label": `${describe.original(image)}. Identification ${number(value)}` },
     element("img", { src: embedded(image.original), alt: describe.original(image) }),
-    element("img", { class: "half", src: embedded(decoded(state.run, at, state.sample)), alt: describe.decoded(state.run, at, state.sample) }));
-    if (score(state.run, at) !== undefined) made.append(element("span", { class: "score" }, number(score(state.run, at))));
+    element("img", { class: "half", src: embedded(decoded(state.run, at, state.sample)),
+      alt: describe.decoded(state.run, at, state.sample) }));
+    if (value !== undefined) made.append(element("span", { class: "score" }, number(value)));
     return made;
   }
 
@@ -160,7 +170,7 @@ function gallery(data) {
     layers[2].src = embedded(decoded(state.run, state.at, state.sample));
     layers[2].alt = describe.decoded(state.run, state.at, state.sample);
     layers[1].hidden = edges[0].hidden = tags[1].hidden = !middle;
-    edges[1].setAttribute("aria-label", middle ? "Edge between occluded picture and reconstruction" : "Edge between original and reconstruction");
+    edges[1].setAttribute("aria-label", `Edge between ${middle ? "occluded picture" : "original"} and reconstruction`);
     tags[2].textContent = { result: "decoded", recovery: "true features", control: "shuffled" }[state.run.kind];
     if (!middle) state.edges[0] = state.edges[1];
     place();
@@ -176,7 +186,7 @@ function gallery(data) {
       edge.setAttribute("aria-valuenow", Math.round(state.edges[k]));
       edge.setAttribute("aria-valuetext", `${Math.round(state.edges[k])}% from the left`);
     });
-    const spans = edges[0].hidden ? [[0, second], [second, second], [second, 100]] : [[0, first], [first, second], [second, 100]];
+    const spans = [[0, first], [first, second], [second, 100]];
     tags.forEach((tag, k) => {
       tag.style.left = `calc(${spans[k][0]}% + 0.6rem)`;
       tag.classList.toggle("out", (spans[k][1] - spans[k][0]) / 100 * stage.clientWidth < tag.offsetWidth + 16);
@@ -199,7 +209,8 @@ function gallery(data) {
   stage.addEventListener("pointerdown", event => {
     const at = under(event);
     const [first, second] = state.edges;
-    dragged = edges[0].hidden || Math.abs(at - second) < Math.abs(at - first) || (first === second && at > second) ? 1 : 0;
+    const nearer = Math.abs(at - second) < Math.abs(at - first) || (first === second && at > second);
+    dragged = edges[0].hidden || nearer ? 1 : 0;
     stage.setPointerCapture(event.pointerId);
     move(dragged, at);
     edges[dragged].focus({ preventScroll: true, focusVisible: false });
@@ -209,27 +220,30 @@ function gallery(data) {
   for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, () => { dragged = null; });
   edges.forEach((edge, k) => edge.addEventListener("keydown", event => {
     const step = event.shiftKey ? 10 : 2;
-    const to = { ArrowLeft: state.edges[k] - step, ArrowDown: state.edges[k] - step, ArrowRight: state.edges[k] + step,
-      ArrowUp: state.edges[k] + step, PageDown: state.edges[k] - 10, PageUp: state.edges[k] + 10, Home: 0, End: 100 }[event.key];
-    if (to === undefined) return;
+    const by = { ArrowLeft: -step, ArrowDown: -step, ArrowRight: step, ArrowUp: step, PageDown: -10, PageUp: 10,
+      Home: -Infinity, End: Infinity }[event.key];
+    if (by === undefined) return;
     event.preventDefault();
-    move(k, to);
+    move(k, state.edges[k] + by);
   }));
 
   // Words, and every reconstruction of the image.
   function about(image) {
-    byId("about-title").textContent = `Image ${image.i}` + (image.stimulus === null ? "" : `, 73k id ${image.stimulus}`);
+    const id = image.stimulus === null ? "" : `, 73k id ${image.stimulus}`;
+    byId("about-title").textContent = `Image ${image.i}${id}`;
     const scores = data.features.filter(name => score(state.run, state.at, name) !== undefined)
       .map(name => element("span", { class: "one" }, `${name} ${number(score(state.run, state.at, name))}`));
-    const words = [["people said", [image.said]], ["decoded caption", [image.told[state.dataset]]], ["identification", scores]];
+    const words = [["people said", [image.said]], ["decoded caption", [image.told[state.dataset]]],
+      ["identification", scores]];
     byId("words").replaceChildren(...words.filter(([, parts]) => parts.length && parts[0])
       .flatMap(([name, parts]) => [element("dt", {}, name), element("dd", {}, ...parts)]));
     byId("film").replaceChildren(...runsOf(state.dataset).filter(run => decoded(run, state.at, 0)).map(run => {
       const cells = element("td");
       run.pictures[state.at].forEach((content, sample) => {
         if (!content) return;
-        const button = element("button", { type: "button", "aria-pressed": run === state.run && sample === state.sample },
-          element("img", { src: embedded(content), alt: describe.decoded(run, state.at, sample), width: 72, height: 72 }));
+        const shown = run === state.run && sample === state.sample;
+        const picture = element("img", { src: embedded(content), alt: describe.decoded(run, state.at, sample) });
+        const button = element("button", { type: "button", "aria-pressed": shown }, picture);
         button.addEventListener("click", () => {
           const [keptEdges, row] = [state.edges, [...byId("film").rows].findIndex(each => each.contains(button))];
           setRun(run, sample);
@@ -239,7 +253,8 @@ function gallery(data) {
         });
         cells.append(button);
       });
-      return element("tr", {}, element("th", { scope: "row" }, kinds[run.kind].replace(": ", " · ") + run.label), cells);
+      const name = kinds[run.kind].replace(": ", " · ") + run.label;
+      return element("tr", {}, element("th", { scope: "row" }, name), cells);
     }));
   }
 
@@ -254,7 +269,8 @@ function gallery(data) {
   }
   grid.addEventListener("keydown", event => {
     const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
-    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -Infinity, End: Infinity }[event.key];
+    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -Infinity,
+      End: Infinity }[event.key];
     if (by !== undefined) step(by, true);
     else if (event.key === "Enter" || event.key === " ") edges[1].focus({ focusVisible: true });
     else return;
@@ -282,9 +298,12 @@ function gallery(data) {
   form.addEventListener("submit", event => event.preventDefault());
   form.addEventListener("input", event => {
     const { name, id, value } = event.target;
-    if (name === "dataset") setRun(runsOf(value).find(run => run.method === state.run.method && run.kind === state.run.kind) || runsOf(value)[0], state.sample);
-    else if (id === "run") setRun(data.runs.find(run => run.name === value), state.sample);
-    else {
+    if (name === "dataset") {
+      const twin = run => run.method === state.run.method && run.kind === state.run.kind;
+      setRun(runsOf(value).find(twin) || runsOf(value)[0], state.sample);
+    } else if (id === "run") {
+      setRun(data.runs.find(run => run.name === value), state.sample);
+    } else {
       if (name === "sample") state.sample = Number(value);
       if (id === "feature") state.feature = value || null;
       list();
