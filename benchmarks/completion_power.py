@@ -4,7 +4,13 @@ For each completion kappa, the same in every ROI, data sets are drawn: other tes
 pool's), other noise in every trial, and decoders trained anew on other training trials every so often. Each is analysed as
 amodal_completion.py does. The table gives, per ROI and kappa, the mean index, its bias, the share of intervals that hold
 kappa, and how often p < 0.05: at kappa 0 the false positives, uncorrected and corrected over the ROIs (in any ROI), with
-the 95% interval of a share over that many sets; above it the power.
+the 95% interval of a share over that many sets; above it the power. Then the control: the index along objects that are
+wholly hidden, which the simulated brain never completes, and how often its interval leaves 0 out (0.05 is nominal); and
+closeness: how much higher what is decoded correlates with the truth than with the occluder, with the context's guess and
+with other images' hidden content. Some of it is above 0 at kappa 0, which is why it is not the index.
+
+The sets are not independent brains: all are of one simulated subject with one draw of gaze for each trial, and two sets
+share scenes as two random subsets of the pool do.
 
     python benchmarks/completion_power.py [--sets 200] [--scenes 60] [--gaze 0.2] [--out table.csv]
 """
@@ -20,11 +26,12 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mini_nsd import brain, occluded_viewing  # noqa: E402
-from utils import cli, completion, layout  # noqa: E402
+from utils import cli, closeness, completion, layout  # noqa: E402
 
 REFITS = 5              # times that the decoders are trained anew, for each kappa
 DRAWS = 500             # permutations a set; the stage makes 2,000
 LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+RIVALS = closeness.REFERENCES[1:]
 
 
 def main():
@@ -53,7 +60,7 @@ def main():
     print(f"SIMULATED: {args.scenes} scenes × {len(occluded_viewing.PAIRS) * 2 + 1} occluders × "
           f"{occluded_viewing.REPEATS} trials, gaze sd {args.gaze:g} deg")
     print(f"{'kappa':>6} {'ROI':12} {'feature':8} {'sets':>4} {'index':>7} {'sd':>6} {'bias':>6} {'covered':>8} "
-          f"{'p<.05':>6} {'corr.':>6} {'signal':>6} {'control':>8} {'not 0':>6}")
+          f"{'p<.05':>6} {'corr.':>6} {'signal':>6} {'control':>8} {'not 0':>6} " + " ".join(f"{name:>8}" for name in RIVALS))
     for level in LEVELS:
         for roi in layout.ROIS:
             each = [one[roi] for one in found[level]]
@@ -62,10 +69,12 @@ def main():
                    np.median(index) - level, np.mean([one["low"] <= level <= one["high"] for one in each]),
                    np.mean([one["p"] < 0.05 for one in each]), np.mean([one["corrected"] < 0.05 for one in each]),
                    np.mean([one["signal"] for one in each]), np.median([one["control"] for one in each]),
-                   np.mean([one["control_low"] > 0 or one["control_high"] < 0 for one in each])]
+                   np.mean([one["control_low"] > 0 or one["control_high"] < 0 for one in each]),
+                   *np.mean([one["closeness"] for one in each], axis=0)]
             rows.append(row)
             print(f"{level:6.2f} {roi:12} {row[2]:8} {row[3]:4} {row[4]:7.3f} {row[5]:6.3f} {row[6]:6.3f} {row[7]:8.2f} "
-                  f"{row[8]:6.3f} {row[9]:6.3f} {row[10]:6.2f} {row[11]:8.3f} {row[12]:6.2f}")
+                  f"{row[8]:6.3f} {row[9]:6.3f} {row[10]:6.2f} {row[11]:8.3f} {row[12]:6.2f} "
+                  + " ".join(f"{value:8.3f}" for value in row[13:]))
         any_roi = sum(any(one[roi]["corrected"] < 0.05 for roi in layout.ROIS) for one in found[level])
         low, high = stats.binomtest(any_roi, len(found[level])).proportion_ci(method="exact")
         print(f"{level:6.2f} any ROI, corrected: {any_roi} of {len(found[level])} = "
@@ -74,7 +83,8 @@ def main():
     if args.out:
         with open(args.out, "w", newline="") as file:
             csv.writer(file).writerows([["kappa", "roi", "feature", "sets", "index", "sd", "bias", "covered", "p_below_05",
-                                         "corrected_below_05", "enough_signal", "control", "control_not_0"], *rows])
+                                         "corrected_below_05", "enough_signal", "control", "control_not_0",
+                                         *(f"over_{name}" for name in RIVALS)], *rows])
 
 
 def fitted(experiment, refit):
@@ -113,7 +123,9 @@ def analysed(experiment, readers, level, scenes, rng):
         lost = completion.score(seen, whole[position], visible[kept], _kept(material.control[feature], kept), position,
                                 len(present))
         there = lost.below != 0
+        _, r = closeness.correlations(material, feature, np.flatnonzero(kept), seen)
         found[roi] = {"index": scores.index, "low": low, "high": high, "signal": completion.enough_signal(r2, scores.below),
+                      "closeness": (r[:, :1] - r[:, 1:]).mean(0),
                       "control": lost.index, **dict(zip(("control_low", "control_high"), completion.interval(
                           lost.above[there], lost.below[there], int(rng.integers(1 << 31)))))}
     for roi, (p, corrected) in completion.p_values(observed, null).items():

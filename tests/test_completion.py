@@ -87,6 +87,7 @@ def test_the_index_is_the_completion_of_a_linear_brain(world):
     found = [world.scores(world.decoded(kappa)).index for kappa in KAPPAS]
     assert (np.diff(found) > 0).all()
     assert np.allclose(found, KAPPAS, atol=0.1)
+    assert world.scores(world.predicted).index == pytest.approx(0, abs=1e-9)
 
 
 def test_a_guess_from_the_visible_part_lifts_naive_similarity_but_not_the_index(world):
