@@ -10,6 +10,7 @@ import pickle
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HTTPError  # of whichever client the hub uses
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -37,7 +38,7 @@ DISTANCE = {"efficientnet": ("efficientnet_b1", 255), "swav": ("resnet50", 224)}
 SWAV_URL = "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar"  # as SwAV's hubconf.py names it
 
 UNTRAINED = {"inception": {"transform_input": True, "init_weights": False}, "alexnet": {}}  # as torchvision builds what it loads into
-UNREADABLE = (OSError, RuntimeError, AttributeError, EOFError, pickle.UnpicklingError, SafetensorError)
+UNREADABLE = (OSError, HTTPError, RuntimeError, AttributeError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 def choice():
@@ -91,7 +92,7 @@ def identity(role):
     cached = try_to_load_from_cache(where, "config.json") or try_to_load_from_cache(where, "model_index.json")
     try:
         return {"model": where, "revision": Path(cached).parent.name if isinstance(cached, str) else model_info(where).sha}
-    except OSError as error:
+    except (OSError, HTTPError) as error:
         raise Problem(f"the revision of {where} is not known: {error}",
                       "check the network and HF_HUB_OFFLINE, or set NSD_MODELS to tiny or a folder") from error
 
@@ -214,7 +215,9 @@ def classifier(role, device):
         _, name, weights = where.split("/")
         network, preprocessing = torchvision.models.get_model(name, **UNTRAINED[role]), IMAGENET
         try:
-            network.load_state_dict(_downloaded(torchvision.models.get_model_weights(name)[weights].url, check_hash=True))
+            state = _downloaded(torchvision.models.get_model_weights(name)[weights].url, check_hash=True)
+            network, preprocessing = torchvision.models.get_model(name, **UNTRAINED[role]), IMAGENET
+            network.load_state_dict(state)
         except UNREADABLE as error:
             raise Problem(f"cannot load the {role} weights of {where}: {error}", "check the network, or torch's cache") from error
     return network.eval().requires_grad_(False).to(device), preprocessing
