@@ -15,13 +15,13 @@ def main(argv=None, dataset="nsd"):
                         help="caption by people (default), or by BLIP from the occluded image (img2feat_blip_occlusion.py)")
     args = cli.parse(parser, argv)
 
+    stimuli, attributes = features.open_stimuli(args)
+    captions = nsd.captions(s3.Root.from_env(), args.workdir) if args.captions == "coco" else features.blip_captions(args)
+    nsd.captions_of(captions, features.wanted(args, stimuli))  # a missing one is found out now, not after hours
     device = cli.device(args.gpu)
     dtype = models.precision(args.precision, device)
     model = diffusion.LatentDiffusion(models.stable_diffusion(device, dtype))
-    stimuli, attributes = features.open_stimuli(args)
     batch = features.batch_size(args, device)
-    captions = nsd.captions(s3.Root.from_env(), args.workdir) if args.captions == "coco" else features.blip_captions(args)
-    nsd.captions_of(captions, features.wanted(args, stimuli))  # a missing one is found out now, not after hours
     features.extract(
         args, stimuli, attributes, "sd", layout.of_dataset("init_latent", args.dataset), dtype,
         lambda pixels, _: features.as_numpy(model.encode(pixels)), batch,

@@ -1,14 +1,17 @@
 """The split and the pairing of trials, stimuli and features, over random designs."""
+from types import SimpleNamespace
+
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import make_subjmri
 import make_subjstim
+import ridge
 from tests import tiny_nsd
-from utils import layout, nsd, store, subjstim, trials
+from utils import layout, nsd, regression, store, subjstim, trials
 from utils.errors import Problem
 
 
@@ -44,6 +47,88 @@ def test_every_row_is_paired_by_stimulus_id_and_the_split_never_leaks(design):
             found = np.concatenate(list(trials.averages(lambda: betas, split.rows, len(split.stimuli))))
             loop = [betas[stims[split.trials] == stimulus].astype(float).mean(0) for stimulus in split.stimuli]
             assert np.array_equal(found, np.array(loop, np.float32))
+
+
+# the same, end to end: from NSD's files to what the decoder is given
+
+
+@st.composite
+def data_sets(draw):
+    """Sessions of 1-based ids, repeats of any number; shared ids, some unseen; and a session without betas, or None."""
+    sessions = draw(st.lists(st.lists(st.integers(1, 25), min_size=2, max_size=9), min_size=2, max_size=4))
+    shared = draw(st.lists(st.integers(1, 40), min_size=1, max_size=12, unique=True))
+    absent = draw(st.sampled_from([None, *range(len(sessions))]))
+    seen = {stimulus for number, session in enumerate(sessions) if number != absent for stimulus in session}
+    assume(seen & set(shared) and seen - set(shared))
+    return sessions, shared, absent
+
+
+def feature_of(stimulus):
+    """What a 0-based id's feature is in these tests: told by its values."""
+    return np.array([stimulus, stimulus ** 2 + 1, -stimulus], np.float32)
+
+
+class Recorder:
+    """Stands in for regression.Decoder: keeps what is paired with what."""
+
+    def __init__(self, voxels, rows, **_):
+        self.voxels, self.rows = voxels, rows
+        Recorder.given = self
+
+    def predict_to(self, features, test, out, test_features, **_):
+        self.features, self.test, self.test_features = features[:][self.rows], test, test_features[:]
+        out[:] = 0
+        return SimpleNamespace(at_edge=0, alphas=[1], test_correlation=np.array([0.0]), summary=dict)
+
+
+@pytest.mark.parametrize("use", ["each", "ave"])
+def test_from_nsds_files_to_the_decoder_every_voxel_meets_the_feature_of_its_stimulus(tmp_path_factory, monkeypatch, use):
+    monkeypatch.setattr(regression, "Decoder", Recorder)
+
+    @settings(max_examples=12, deadline=None, database=None)
+    @given(data_sets())
+    def check(data_set):
+        sessions, shared, absent = data_set
+        folder = tmp_path_factory.mktemp("random")
+        world = tiny_nsd.build(folder / "nsd", sessions, shared)
+        monkeypatch.setenv("NSD_ROOT", str(world))
+        # The slow and obvious reference: one trial after another, by its id.
+        mask = tiny_nsd.labels() == 1
+        activity = {}
+        for number, session in enumerate(sessions):
+            if number == absent:
+                (world / tiny_nsd.BETAS.format(number + 1)).unlink()
+                continue
+            volumes = tiny_nsd.betas(number + 1, len(session))
+            for trial, stimulus in enumerate(session):
+                activity.setdefault(stimulus - 1, []).append(sorted(volumes[..., trial][mask].tolist()))
+        make_subjmri.main(["--workdir", str(folder), "--roi", "early"])
+        for stimulus in range(40):
+            store.write_npy(layout.feature_file(layout.features(folder, "c"), stimulus), feature_of(stimulus))
+        subject = ["--workdir", str(folder), "--subject", "subj01"]
+        make_subjstim.main([*subject, "--featname", "c", "--use_stim", use])
+        ridge.main([*subject, "--target", "c", "--roi", "early", "--gpu", "-1", "--use_stim", use])
+
+        given = Recorder.given
+        train = {stimulus for stimulus in activity if stimulus + 1 not in shared}
+        met = {}
+        for voxels, feature in zip(given.voxels, given.features):
+            stimulus = int(feature[0])
+            assert np.array_equal(feature, feature_of(stimulus))
+            met.setdefault(stimulus, []).append(np.asarray(voxels))
+        assert set(met) == train
+        for stimulus in train:
+            if use == "each":
+                assert [sorted(trial.tolist()) for trial in met[stimulus]] == activity[stimulus]
+            else:
+                assert len(met[stimulus]) == 1 and met[stimulus][0].mean() == pytest.approx(np.mean(activity[stimulus]), abs=1e-2)
+        assert [int(feature[0]) for feature in given.test_features] == [
+            stimulus for stimulus in activity if stimulus not in train]
+        for voxels, feature in zip(given.test, given.test_features, strict=True):
+            assert np.array_equal(feature, feature_of(int(feature[0])))
+            assert voxels.mean() == pytest.approx(np.mean(activity[int(feature[0])]), abs=1e-2)
+
+    check()
 
 
 @pytest.fixture(scope="module")

@@ -213,7 +213,6 @@ def classifier(role, device):
         import torchvision
 
         _, name, weights = where.split("/")
-        network, preprocessing = torchvision.models.get_model(name, **UNTRAINED[role]), IMAGENET
         try:
             state = _downloaded(torchvision.models.get_model_weights(name)[weights].url, check_hash=True)
             network, preprocessing = torchvision.models.get_model(name, **UNTRAINED[role]), IMAGENET
