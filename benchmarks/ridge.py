@@ -250,7 +250,7 @@ def main():
         print(json.dumps(measure(json.loads(args.measure))))
         return
     if args.backend is None:
-        small = dict(name="himalaya", n_trials=2000, n_voxels=500, dims=2000, mode="paper", whole=False)
+        small = dict(name="himalaya", n_trials=4000, n_voxels=1000, dims=6400, mode="paper", whole=False)
         seconds = {b: child(args.threads, backend=b, **small)["total"][1] for b in ("numpy", "torch")}
         args.backend = min(seconds, key=seconds.get)
     peak = child(args.threads, name="peak")
