@@ -31,6 +31,9 @@ def main(argv=None):
     parser.add_argument("--scheduler", metavar="NAME", help="diffusion solver (default: the stage's own)")
     parser.add_argument("--controls", action="store_true",
                         help="also the recovery check (true features) and the control (shuffled trials) of the cvpr method")
+    parser.add_argument("--by_roi", action="store_true", help="also decode init_latent and c from each ROI by itself")
+    parser.add_argument("--completion", action="store_true", help="also amodal_completion.py: NSD_ROOT has occluded_viewing/")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="SCRIPT", help="leave these out, for instance make_report.py")
     parser.add_argument("--dry_run", action="store_true", help="print the commands only")
     parser.add_argument("--status", action="store_true", help="say what is done, partial, stale or missing; run nothing")
     args = cli.parse(parser, argv)

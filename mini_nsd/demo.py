@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from mini_nsd import serve
+from utils import layout
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBJECT = "subj01"
@@ -28,10 +29,12 @@ def main():
             "NSD_ROOT": "s3://natural-scenes-dataset", "AWS_ENDPOINT_URL_S3": endpoint, "NSD_MODELS": "tiny"}
         pipeline = ["run_pipeline.py", "--subject", SUBJECT, "--workdir", work, "--gpu", "-1", "--n_samples", "2",
                     "--scheduler", "dpm", "--steps", "20", "--datasets", "nsd", "occluded"]
-        run(*pipeline, "--methods", "cvpr", "--controls", environment=environment)
-        run(*pipeline, "--methods", "text", "gan", "depth", "--imgidx", "0", str(FEWER), environment=environment)
+        run(*pipeline, "--methods", "text", "gan", "depth", "--imgidx", "0", str(FEWER),
+            "--skip", "evaluate.py", "make_figures.py", "make_report.py", environment=environment)
+        run(*pipeline, "--methods", "cvpr", "--controls", "--by_roi", "--completion", environment=environment)
     print(f"\nSimulated subject {SUBJECT}, from fMRI in NSD's format to images and back, "
-          f"in {(time.monotonic() - started) / 60:.1f} minutes. Pictures: {work / 'figures'}")
+          f"in {(time.monotonic() - started) / 60:.1f} minutes.\nFigures: {work / 'figures'}\n"
+          f"Open in a browser: {layout.Workspace(work, SUBJECT).report.resolve()}")
 
 
 def run(*command, environment=None):

@@ -2,6 +2,8 @@
 from utils import decoded, depth, icnn, layout, reconstruction
 
 CONTROL_SEED = 0
+HELD_OUT_CLUSTERS = 5
+INPAINTED, RECONSTRUCTED = 24, 12               # views, of amodal_completion.py
 # What each method needs beside the cvpr method's features, in order; a method needs what the ones before it need.
 NEEDS = {"cvpr": ["sd"], "text": ["sd", "captions"], "gan": ["captions", "gan"], "depth": ["captions", "gan", "depth"]}
 
@@ -27,8 +29,13 @@ def plan(args):
             steps.append(named.fit([target], [roi]) + [*shuffled])
         for control in (("--true_features",), shuffled):
             steps += named.evaluated("--method", "cvpr", *control)
-    steps.append(["make_figures.py", "--subject", args.subject])
-    return [step + common for step in steps]
+    named = Commands(args, "nsd")
+    if args.by_roi:
+        steps += [named.fit([*reconstruction.ROI_OF], [roi]) for roi in layout.ROIS]
+    if args.completion:
+        steps.append(named.completion())
+    steps += named.gathered()
+    return [step + common for step in steps if step[0] not in args.skip]
 
 
 class Commands:
@@ -84,6 +91,19 @@ class Commands:
         return [["img2feat_dpt.py", *self.subject, *self.gpu, *self.flag],
                 *(self.pair(name, "ave") for name in depth.NAMES), self.fit(depth.NAMES, decoded.ROIS),
                 *(["dptemb2dpt.py", *self.subject, *self.gpu, *self.flag, *self.images, *true] for true in ([], ["--true_features"]))]
+
+    def completion(self):
+        """Ask sessions of occluded viewing whether the brain completes."""
+        solver = [word for name in ("steps", "scheduler") if getattr(self.args, name) is not None
+                  for word in (f"--{name}", str(getattr(self.args, name)))]
+        return ["amodal_completion.py", *self.subject, *self.gpu, "--seed", str(self.args.seed),
+                "--inpaint", str(INPAINTED), "--reconstruct", str(RECONSTRUCTED), *solver]
+
+    def gathered(self):
+        """Tables, figures and the page over all that is there."""
+        clusters = ["--held_out_clusters", str(HELD_OUT_CLUSTERS)] if self.args.controls else []
+        return [["evaluate.py", *self.subject, *self.gpu, "--seed", str(self.args.seed), *clusters],
+                ["make_figures.py", *self.subject], ["make_report.py", *self.subject]]
 
     def evaluated(self, *run):
         """Reconstruct, extract the evaluation's features, and identify."""

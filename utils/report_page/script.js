@@ -233,7 +233,7 @@ function gallery(data) {
     byId("about-title").textContent = `Image ${image.i}${id}`;
     const scores = data.features.filter(name => score(state.run, state.at, name) !== undefined)
       .map(name => element("span", { class: "one" }, `${name} ${number(score(state.run, state.at, name))}`));
-    const words = [["people said", [image.said]], ["decoded caption", [image.told[state.dataset]]],
+    const words = [["given captions", [image.said]], ["decoded caption", [image.told[state.dataset]]],
       ["identification", scores]];
     byId("words").replaceChildren(...words.filter(([, parts]) => parts.length && parts[0])
       .flatMap(([name, parts]) => [element("dt", {}, name), element("dd", {}, ...parts)]));
