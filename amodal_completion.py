@@ -1,7 +1,8 @@
 """Ask whether activity holds what an occluder hid: a completion index per ROI, 0 = visible only, 1 = as if seen whole.
 
-Decoders are trained on whole images alone and applied to sessions of occluded viewing. The index is read along what is hidden
-beyond what the visible context predicts, so that a decoder's or a model's own guess does not count as the brain's.
+Decoders are trained on whole images alone and applied to sessions of occluded viewing. The index is read along what is
+hidden beyond what the visible context predicts, so that a decoder's or a model's own guess does not count as the
+brain's.
 Printed with a 95% interval over images, a permutation p corrected over ROIs, and the control that must be 0: objects
 that are wholly hidden. docs/amodal_completion.md derives the index and says how it can mislead.
 
@@ -10,8 +11,9 @@ predicts, and to what other images hide; with --reconstruct N also of pictures, 
 
 Reads   NSD_ROOT: occluded_viewing/, nsd_stimuli.hdf5; mrifeat/{subject}/ (make_subjmri.py);
         nsdfeat/subjfeat/{subject}_*_init_latent.h5 if it is there, and …_c.h5 with --reconstruct
-Writes  amodal_completion/{subject}/{subject}_index.csv and .json, _closeness.csv, _margins.csv, _patterns.csv, _decoded.h5,
-        _completion_index.png and .pdf, _closeness.png and .pdf; with --reconstruct closeups/ and _closeups.png and .pdf
+Writes  amodal_completion/{subject}/{subject}_index.csv and .json, _closeness.csv, _margins.csv, _patterns.csv,
+        _decoded.h5, _completion_index.png and .pdf, _closeness.png and .pdf; with --reconstruct closeups/ and
+        _closeups.png and .pdf
 """
 from utils import cli, closeups, completion_figures, completion_stage, diffusion, layout
 
@@ -23,10 +25,11 @@ def main(argv=None):
     cli.add_seed(parser)
     parser.add_argument("--roi", nargs="+", choices=layout.ROIS, help="only these ROIs (default: all)")
     parser.add_argument("--inpaint", type=int, default=0, metavar="N",
-                        help="control: what the diffusion model invents for N views without a brain (default: 0, not run)")
+                        help="control: what the diffusion model invents for N views without a brain (default: 0, none)")
     parser.add_argument("--reconstruct", type=int, default=0, metavar="N",
-                        help="reconstruct N views from the activity, beside what the model puts there without it (default: 0)")
-    parser.add_argument("--scheduler", choices=diffusion.SCHEDULERS, default="ddim", help="of reconstructions (default: ddim)")
+                        help="reconstruct N views from the activity, and without it (default: 0, none)")
+    parser.add_argument("--scheduler", choices=diffusion.SCHEDULERS, default="ddim",
+                        help="of reconstructions (default: ddim)")
     parser.add_argument("--steps", type=int, default=diffusion.STEPS, help="of reconstructions (default: 50)")
     args = cli.parse(parser, argv)
     if min(args.inpaint, args.reconstruct) < 0 or args.steps < 1:
@@ -37,7 +40,8 @@ def main(argv=None):
         if row["primary"]:
             print(completion_stage.sentence(row))
     for how, (value, low, high) in summary["generator"].items():
-        print(f"diffusion model without a brain, {how}: {value:.2f} [{low:.2f}, {high:.2f}] of what is hidden beyond context")
+        print(f"diffusion model without a brain, {how}: {value:.2f} [{low:.2f}, {high:.2f}] "
+              "of what is hidden beyond context")
     for what, (value, low, high) in summary["reconstructions"].items():
         who = "reconstructions from the brain" if what == "brain" else "the same views without a brain"
         print(f"{who}: {value:.2f} [{low:.2f}, {high:.2f}] of what is hidden beyond context")

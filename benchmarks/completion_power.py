@@ -1,13 +1,14 @@
 """How often the completion index is wrong, and how often it finds what is there. All brains are SIMULATED.
 
-For each completion kappa, the same in every ROI, data sets are drawn: other test scenes each time (a random subset of the
-pool's), other noise in every trial, and decoders trained anew on other training trials every so often. Each is analysed as
-amodal_completion.py does. The table gives, per ROI and kappa, the mean index, its bias, the share of intervals that hold
-kappa, and how often p < 0.05: at kappa 0 the false positives, uncorrected and corrected over the ROIs (in any ROI), with
-the 95% interval of a share over that many sets; above it the power. Then the control: the index along objects that are
-wholly hidden, which the simulated brain never completes, and how often its interval leaves 0 out (0.05 is nominal); and
-closeness: how much higher what is decoded correlates with the truth than with the occluder, with the context's guess and
-with other images' hidden content. Some of it is above 0 at kappa 0, which is why it is not the index.
+For each completion kappa, the same in every ROI, data sets are drawn: other test scenes each time (a random subset of
+the pool's), other noise in every trial, and decoders trained anew on other training trials every so often. Each is
+analysed as amodal_completion.py does. The table gives, per ROI and kappa, the mean index, its bias, the share of
+intervals that hold kappa, and how often p < 0.05: at kappa 0 the false positives, uncorrected and corrected over the
+ROIs (in any ROI), with the 95% interval of a share over that many sets; above it the power. Then the control: the index
+along objects that are wholly hidden, which the simulated brain never completes, and how often its interval leaves 0 out
+(0.05 is nominal); and closeness: how much higher what is decoded correlates with the truth than with the occluder, with
+the context's guess and with other images' hidden content. Some of it is above 0 at kappa 0, which is why it is not the
+index.
 
 The sets are not independent brains: all are of one simulated subject with one draw of gaze for each trial, and two sets
 share scenes as two random subsets of the pool do.
@@ -36,10 +37,12 @@ RIVALS = closeness.REFERENCES[1:]
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", type=int, default=200, help="data sets at kappa 0; a quarter at each other (default: 200)")
+    parser.add_argument("--sets", type=int, default=200,
+                        help="data sets at kappa 0; a quarter at each other (default: 200)")
     parser.add_argument("--scenes", type=int, default=60, help="test scenes a set (default: 60)")
     parser.add_argument("--pool", type=int, default=160, help="test scenes to draw them from (default: 160)")
-    parser.add_argument("--gaze", type=float, default=occluded_viewing.GAZE, help="sd of fixation, degrees (default: 0.2)")
+    parser.add_argument("--gaze", type=float, default=occluded_viewing.GAZE,
+                        help="sd of fixation, degrees (default: 0.2)")
     parser.add_argument("--out", type=Path, help="CSV for the table")
     args = parser.parse_args()
 
@@ -60,7 +63,8 @@ def main():
     print(f"SIMULATED: {args.scenes} scenes × {len(occluded_viewing.PAIRS) * 2 + 1} occluders × "
           f"{occluded_viewing.REPEATS} trials, gaze sd {args.gaze:g} deg")
     print(f"{'kappa':>6} {'ROI':12} {'feature':8} {'sets':>4} {'index':>7} {'sd':>6} {'bias':>6} {'covered':>8} "
-          f"{'p<.05':>6} {'corr.':>6} {'signal':>6} {'control':>8} {'not 0':>6} " + " ".join(f"{name:>8}" for name in RIVALS))
+          f"{'p<.05':>6} {'corr.':>6} {'signal':>6} {'control':>8} {'not 0':>6} "
+          + " ".join(f"{name:>8}" for name in RIVALS))
     for level in LEVELS:
         for roi in layout.ROIS:
             each = [one[roi] for one in found[level]]
@@ -124,7 +128,8 @@ def analysed(experiment, readers, level, scenes, rng):
                                 len(present))
         there = lost.below != 0
         _, r = closeness.correlations(material, feature, np.flatnonzero(kept), seen)
-        found[roi] = {"index": scores.index, "low": low, "high": high, "signal": completion.enough_signal(r2, scores.below),
+        found[roi] = {"index": scores.index, "low": low, "high": high,
+                      "signal": completion.enough_signal(r2, scores.below),
                       "closeness": (r[:, :1] - r[:, 1:]).mean(0),
                       "control": lost.index, **dict(zip(("control_low", "control_high"), completion.interval(
                           lost.above[there], lost.below[there], int(rng.integers(1 << 31)))))}

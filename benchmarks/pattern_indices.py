@@ -1,8 +1,9 @@
 """The control of the pattern indices: do unsteady gaze and large receptive fields lift them without any completion?
 
 All brains are SIMULATED. The object completion index and the occlusion invariance index (Coggan & Tong 2024, as
-`completion.pattern_indices` has them) of one brain that completes nothing (kappa 0) and of one that completes everything
-(kappa 1), for several sds of gaze and sizes of receptive fields; with the noise of single trials, and without any.
+`completion.pattern_indices` has them) of one brain that completes nothing (kappa 0) and of one that completes
+everything (kappa 1), for several sds of gaze and sizes of receptive fields; with the noise of single trials, and
+without any.
 
     python benchmarks/pattern_indices.py [--scenes 40] [--out table.csv]
 """
@@ -18,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mini_nsd import brain, occluded_viewing, scenes  # noqa: E402
 from utils import cli, completion, completion_stage, layout  # noqa: E402
 
-SETTINGS = ((0.0, 1.0), (0.2, 1.0), (0.5, 1.0), (1.0, 1.0), (0.0, 2.0), (0.2, 2.0))      # gaze sd (degrees), receptive fields ×
+# sd of gaze (degrees), factor on receptive fields
+SETTINGS = ((0.0, 1.0), (0.2, 1.0), (0.5, 1.0), (1.0, 1.0), (0.0, 2.0), (0.2, 2.0))
 KAPPAS = (0.0, 1.0)
 REFERENCE = 200         # scenes that say what a voxel's mean and sd are
 SIDE = 200              # px
@@ -41,7 +43,8 @@ def main():
              for row, (scene, rendering) in enumerate(tests) for name in names]
     plain = [occluded_viewing.unoccluded(row, scene, rendering) for row, (scene, rendering) in enumerate(tests)]
     print(f"SIMULATED: {args.scenes} scenes, single trials; completion / invariance [95% interval over scenes]")
-    print(f"{'gaze':>5} {'RF':>3} {'ROI':12} {'kappa':>5}  {'object completion':22} {'occlusion invariance':22} noise-free")
+    print(f"{'gaze':>5} {'RF':>3} {'ROI':12} {'kappa':>5}  {'object completion':22} {'occlusion invariance':22} "
+          "noise-free")
     rows = []
     for gaze, fields in cli.progress(SETTINGS, desc="settings"):
         rows += measured(brain.make("subj01", fields=fields), gaze, fields, pictures, shown, plain)
@@ -80,8 +83,8 @@ def measured(one, gaze, fields, pictures, shown, plain):
 
         for kappa in KAPPAS:
             trials = [(1 - kappa) * visible + kappa * filled for visible, filled in twice]
-            both = [completion.pattern_indices(*(standard(each, noisy) for each in (*trials, whole)), views.rows, views.masks,
-                                               pairs) for noisy in (True, False)]
+            both = [completion.pattern_indices(*(standard(each, noisy) for each in (*trials, whole)), views.rows,
+                                               views.masks, pairs) for noisy in (True, False)]
             rows += [(gaze, fields, roi, kappa, noisy, *found, *invariance)
                      for noisy, (found, invariance) in zip((True, False), both)]
             told = ["{:.2f} [{:.2f}, {:.2f}]".format(*index) for index in both[0]]

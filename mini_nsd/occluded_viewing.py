@@ -197,8 +197,9 @@ def pictures(drawn, renderings):
 class Experiment:
     """Noise-free responses of one brain to an experiment, from which data sets are drawn.
 
-    trained (t, R): to training scenes. whole (REPEATS, m, R): to the whole test scenes, seen between the views. visible, filled
-    (REPEATS, v, R): to the views as shown and to the inferable complete scenes; these three with each trial's gaze.
+    trained (t, R): to training scenes. whole (REPEATS, m, R): to the whole test scenes, seen between the views.
+    visible, filled (REPEATS, v, R): to the views as shown and to the inferable complete scenes; these three with each
+    trial's gaze.
     material: `completion.Material`.
     """
 

@@ -41,8 +41,8 @@ class LinearBrain:
     """Voxels that are random sums of the coarse colours of a picture."""
 
     def __init__(self, rng, voxels=150):
-        self.weights = rng.standard_normal((completion.context(completion.Pictures(np.zeros((1, SIDE, SIDE, 3), np.uint8))).shape[1],
-                                            voxels)) / 10
+        inputs = completion.context(completion.Pictures(np.zeros((1, SIDE, SIDE, 3), np.uint8))).shape[1]
+        self.weights = rng.standard_normal((inputs, voxels)) / 10
 
     def respond(self, images):
         return completion.context(completion.Pictures(images)) @ self.weights
@@ -75,7 +75,8 @@ class World:
 
     def scores(self, decoded):
         reference = self.readout(self.noisy(self.whole))[self.images]
-        return completion.score(decoded, reference, self.predicted, self.material.axes["local"], self.images, len(self.whole))
+        return completion.score(decoded, reference, self.predicted, self.material.axes["local"], self.images,
+                                len(self.whole))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,8 @@ def test_closeness_is_what_a_plain_loop_says(world):
 def test_closeness_to_the_truth_rises_with_completion(world):
     every = np.arange(len(world.images))
     for rival in ("over_occluder", "over_others"):
-        found = [closeness.compare(world.material, "local", every, world.decoded(kappa))[rival] for kappa in (0.0, 0.5, 1.0)]
+        found = [closeness.compare(world.material, "local", every, world.decoded(kappa))[rival]
+                 for kappa in (0.0, 0.5, 1.0)]
         assert found[0] < found[1] < found[2]
 
 
@@ -170,7 +172,8 @@ def test_the_interval_is_a_bootstrap_over_images():
 def test_readouts_give_what_the_decoder_of_ridge_predicts():
     rng = np.random.default_rng(4)
     betas = rng.integers(-900, 900, (90, 12)).astype(np.int16)
-    rows, features = np.repeat(np.arange(30), 3), {"a": rng.standard_normal((30, 5)) + 4, "b": rng.standard_normal((30, 3))}
+    rows = np.repeat(np.arange(30), 3)
+    features = {"a": rng.standard_normal((30, 5)) + 4, "b": rng.standard_normal((30, 3))}
     new = rng.normal(0, 500, (7, 12))
     for name, readout in completion.readouts(betas, rows, features).items():
         expected = np.empty((7, features[name].shape[1]), np.float32)
@@ -259,9 +262,9 @@ def test_unsteady_gaze_and_large_receptive_fields_lift_the_pattern_index_of_a_br
     def index(fields, gaze):
         one = brain.make(SUBJECT, 0.12, fields)
         rng = np.random.default_rng(6)
-        trials = [occluded_viewing.respond(one, shown, rng.normal(0, gaze / brain.FIELD, (len(shown), 2)))[0][:, one.roi == 1]
-                  for _ in range(2)]
-        return completion.pattern_indices(*trials, np.stack([trials[0][:len(drawn)]])[0], views.rows, views.masks,
+        off = [rng.normal(0, gaze / brain.FIELD, (len(shown), 2)) for _ in range(2)]
+        trials = [occluded_viewing.respond(one, shown, each)[0][:, one.roi == 1] for each in off]
+        return completion.pattern_indices(*trials, trials[0][:len(drawn)], views.rows, views.masks,
                                           completion_stage.complementary(views))[0][0]
 
     steady = index(1.0, 0.0)
@@ -298,9 +301,9 @@ def test_events_say_which_line_is_wrong(tmp_path):
     path.write_text(good)
     found = oview.events(s3.Folder(tmp_path), SUBJECT)
     assert found.stimuli.tolist() == [3, 3] and found.whole.tolist() == [True, False] and found.masks[1] == "left"
-    for bad, said in ((good.replace("occluded\t3", "hidden\t3"), "line 3"), (good.replace("mask_id", "mask"), "mask_id"),
-                      (good.replace("\tleft", "\tn/a"), "without a mask_id")):
-        path.write_text(bad)
+    for right, wrong, said in (("occluded\t3", "hidden\t3", "line 3"), ("mask_id", "mask", "mask_id"),
+                               ("\tleft", "\tn/a", "without a mask_id")):
+        path.write_text(good.replace(right, wrong))
         with pytest.raises(Problem, match=said):
             oview.events(s3.Folder(tmp_path), SUBJECT)
 
@@ -329,8 +332,8 @@ def stage(tmp_path_factory):
         img2feat_sd1_parallel.main([*common, "--gpu", "-1"])
         for feature in ("init_latent", "c"):
             make_subjstim.main([*common, "--featname", feature, "--use_stim", "each"])
-    arguments = [*common, "--gpu", "-1", "--roi", "early", "ventral", "--reconstruct", "8", "--inpaint", "2", "--steps", "4",
-                 "--scheduler", "dpm"]
+    arguments = [*common, "--gpu", "-1", "--roi", "early", "ventral", "--reconstruct", "8", "--inpaint", "2", "--steps",
+                 "4", "--scheduler", "dpm"]
     return folder / "work", environment, arguments, run(*arguments, environment=environment).stdout
 
 
@@ -338,7 +341,8 @@ def test_the_stage_says_and_writes_what_it_found(stage):
     work, _, _, said = stage
     ws = layout.Workspace(work, SUBJECT)
     rows = completion_stage.read_table(ws)
-    assert {(row["roi"], row["feature"]) for row in rows if row["primary"]} == {("early", "local"), ("ventral", "objects")}
+    judged = {(row["roi"], row["feature"]) for row in rows if row["primary"]}
+    assert judged == {("early", "local"), ("ventral", "objects")}
     assert all(row["low"] <= row["index"] <= row["high"] and row["truth"] in (0.25, 0.75) for row in rows)
     assert said.count("SIMULATED truth") == 2 and "without a brain" in said and "from the brain" in said
     near = completion_stage.read_closeness(ws)
@@ -388,4 +392,5 @@ def test_results_of_other_events_are_refused_on_one_line(stage):
     finally:
         events.write_bytes(whole)
     last = stale.stderr.splitlines()[-1]
-    assert last.startswith("error: ") and "events.tsv" in last and "--overwrite" in last and "Traceback" not in stale.stderr
+    assert last.startswith("error: ") and "events.tsv" in last and "--overwrite" in last
+    assert "Traceback" not in stale.stderr

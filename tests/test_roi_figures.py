@@ -1,4 +1,4 @@
-"""The figure of accuracy by feature and ROI tells regions apart, leaves out controls, and says what it does not know."""
+"""The figure of accuracy by feature and ROI tells regions apart, leaves out controls, and admits what it lacks."""
 import numpy as np
 import pytest
 

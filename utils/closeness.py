@@ -1,16 +1,16 @@
 """What is decoded inside the hidden region: is it closer to the truth than to what else it could resemble?
 
-The direct comparison. For each view, the Pearson correlation over the hidden dims (features standardised over the training
-pictures) of what was decoded with
+The direct comparison. For each view, the Pearson correlation over the hidden dims (features standardised over the
+training pictures) of what was decoded with
 
     truth       the hidden content of its own scene
     occluder    the same dims of the picture as shown: the occluder in front; for `objects`, what is in view
     context     what a model without a brain predicts of them from the visible part
     others      the hidden content of each other scene behind the same mask, averaged over these
 
-and the differences of the first from each other, with intervals over images. It is told beside the index and not instead
-of it, because a decoder that learned how the parts of a picture go together fills the hidden part from the visible one
-by itself: truth beats occluder and others without any completion, and noise alone lets context beat truth
+and the differences of the first from each other, with intervals over images. It is told beside the index and not
+instead of it, because a decoder that learned how the parts of a picture go together fills the hidden part from the
+visible one by itself: truth beats occluder and others without any completion, and noise alone lets context beat truth
 (docs/amodal_completion.md, with numbers).
 """
 import numpy as np
@@ -26,9 +26,9 @@ FIELDS = ("views", "images", *REFERENCES,
 def correlations(material, feature, views, decoded, context=None):
     """((k,) views that are compared, (k, 4) correlations with REFERENCES, NaN for one that is not known).
 
-    views (n,): numbers of views; decoded (n, d): their feature, standardised as material's. context (n, d): what was predicted
-    without a brain, default `material.guess`. Compared are the views that have an axis: those that hide no object wholly,
-    behind a mask that MIN_GROUP of them share.
+    views (n,): numbers of views; decoded (n, d): their feature, standardised as material's. context (n, d): what was
+    predicted without a brain, default `material.guess`. Compared are the views that have an axis: those that hide no
+    object wholly, behind a mask that MIN_GROUP of them share.
     """
     at = {int(view): row for row, view in enumerate(views)}
     truth, shown = material.features[feature][1], material.as_shown.get(feature)

@@ -1,14 +1,15 @@
 """Pictures of what is hidden: the truth, what a reconstruction from the brain puts there, and what none puts there.
 
 Views behind occluders are reconstructed as the cvpr method does it (`reconstruction.ROI_OF`: the latent from early, the
-conditioning from ventral cortex, decoders trained on whole images alone), from the activity while the occluded picture was
-seen. Beside it stands the same diffusion model without a brain, given the visible part (utils/inpainting.py).
+conditioning from ventral cortex, decoders trained on whole images alone), from the activity while the occluded picture
+was seen. Beside it stands the same diffusion model without a brain, given the visible part (utils/inpainting.py).
 """
 import numpy as np
 import torch
 
-from utils import cli, closeness, completion, decoding, diffusion, images, inpainting, layout, occluded_viewing, regression
-from utils import store
+from utils import cli, closeness, completion, decoding, diffusion, images, inpainting, layout, occluded_viewing
+from utils import regression, store
+from utils.errors import Problem
 
 BATCH = 16
 CONTROLS = 2            # of the views, those in which an object is wholly hidden; 0 below FEWEST views
@@ -18,15 +19,17 @@ PICTURES = ("shown", "truth", "brain", "context", "hidden")
 
 
 def spread(material, count):
-    """Numbers of `count` views, evenly spaced over the masks and, behind each, over the scenes; none hides an object wholly."""
-    there = [axis.rows for axis in material.axes["local"]]
-    rows = np.concatenate(there) if there else np.array([], int)
+    """Numbers of `count` views, evenly spaced over masks and, behind each, over scenes; none hides an object wholly."""
+    if not material.axes["local"]:
+        raise Problem(f"no occluder hides a whole cell of {completion.GRID} × {completion.GRID}",
+                      "leave --inpaint and --reconstruct out, or show larger occluders")
+    rows = np.concatenate([axis.rows for axis in material.axes["local"]])
     rows = rows[np.lexsort((rows, material.views.masks[rows]))]
     return rows[_even(len(rows), count)]
 
 
 def controls(material, count):
-    """Numbers of up to CONTROLS views in which an object is wholly hidden, of `count` in all; occluders made for it first."""
+    """Numbers of up to CONTROLS views that hide an object wholly, of `count` in all; occluders made for it first."""
     if count < FEWEST:
         return np.array([], int)
     names, position, shared = np.unique(material.views.masks, return_inverse=True, return_counts=True)
@@ -74,8 +77,8 @@ def make(args, model, shown, hidden, views, latents, conditioning):
             started = noise(args.seed, views[part], shape)
             text = torch.from_numpy(conditioning[part].reshape(-1, *model.text_shape))
             made["brain"].append(images.to_pixels(model.img2img(
-                model.start_image(torch.from_numpy(latents[part])), text, started, steps=args.steps, solver=args.scheduler,
-                progress=False)))
+                model.start_image(torch.from_numpy(latents[part])), text, started, steps=args.steps,
+                solver=args.scheduler, progress=False)))
             made["context"].append(inpainting.inpaint(model, shown[part], hidden[part], started))
             bar.update(len(started))
     return tuple(np.stack([images.resize(picture, images.SAMPLE_SIZE) for part in made[name] for picture in part])
@@ -93,7 +96,8 @@ def clear(ws):
 def write(ws, wanted, views, pairs, gone, pictures):
     """Save the PICTURES of each view, and last the manifest that says which view each is and what made it (`wanted`).
 
-    views, pairs, gone: number, (stimulus, mask), and whether an object is wholly hidden, of each. pictures: {one of PICTURES:
+    views, pairs, gone: number, (stimulus, mask), and whether an object is wholly hidden, of each. pictures: {one of
+    PICTURES:
     (n, H, W, 3), or (n, H, W) for "hidden", uint8}.
     """
     records = []
@@ -105,7 +109,7 @@ def write(ws, wanted, views, pairs, gone, pictures):
 
 
 def read(ws):
-    """[{"view", "stim_id", "mask_id", "control", and the path of each of PICTURES}] of the close-ups there; [] if none are."""
+    """[{"view", "stim_id", "mask_id", "control", and the path of each of PICTURES}] of the close-ups that are there."""
     path = layout.manifest(ws.closeups)
     if not path.exists():
         return []
@@ -116,11 +120,13 @@ def read(ws):
 def compare(material, views, brain, context, seed):
     """Rows of closeness of the pictures' local features, and how much of the innovation each holds.
 
-    Returns ({"brain" | "context": fields of `closeness.compare`}, {the same: (value, low, high) of `completion.guessed`}).
+    Returns ({"brain" | "context": fields of `closeness.compare`}, {the same: (value, low, high) of
+    `completion.guessed`}).
     """
     mean, sd = material.units["local"]
     local = {name: (completion.local(occluded_viewing.small(pictures)) - mean) / sd
              for name, pictures in (("brain", brain), ("context", context))}
-    near = {name: closeness.compare(material, "local", views, each, local["context"], seed) for name, each in local.items()}
+    near = {name: closeness.compare(material, "local", views, each, local["context"], seed)
+            for name, each in local.items()}
     held = {name: completion.guessed(material, "local", views, each, seed) for name, each in local.items()}
     return near, held

@@ -1,10 +1,10 @@
 """Does activity hold what an occluder hides? The completion index, its tests, and the field's pattern indices.
 
 docs/amodal_completion.md derives all of this. In short: decoders D are trained on whole images alone and are linear, so
-if the response to an occluded view is (1 - k) · visible-only + k · whole, then so is what is decoded from it. The axis on
-which k is read is the innovation H: the hidden content minus what the visible context predicts of it, by a ridge model of
-images alone (no brain). Whatever is a function of the visible picture is uncorrelated with H if that model is right,
-and what an encoding model predicts of it is subtracted besides; the index is
+if the response to an occluded view is (1 - k) · visible-only + k · whole, then so is what is decoded from it. The axis
+on which k is read is the innovation H: the hidden content minus what the visible context predicts of it, by a ridge
+model of images alone (no brain). Whatever is a function of the visible picture is uncorrelated with H if that model is
+right, and what an encoding model predicts of it is subtracted besides; the index is
 
     k = sum <D(occluded) - D(visible-only model), H> / sum <D(whole) - D(visible-only model), H>
 
@@ -108,8 +108,8 @@ def appearance(pictures):
     """(n, p): what the encoding model sees of pictures as shown: `context`, contrast, and competition between objects.
 
     Contrast: mean absolute steps of luminance across and down, over 1 and 4 px, square-rooted. Competition: each
-    category's share of all that is in view, to the power 0.7 (responses to several objects are a normalised sum, Reddy &
-    Kanwisher 2007), by itself and weighted by where its visible part lies.
+    category's share of all that is in view, to the power 0.7 (responses to several objects are a normalised sum, Reddy
+    & Kanwisher 2007), by itself and weighted by where its visible part lies.
     """
     luminance = pictures.images.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
     steps = []
@@ -141,7 +141,8 @@ def _competition(pictures):
 class Ridge:
     """y ≈ mean + (x - mean) / sd · weights, with one penalty for all targets, chosen by FOLDS-fold error unless given.
 
-    x (n, p), y (n, q): rows are independent stimuli. r2: held-out share of variance over all targets (NaN if alpha is given).
+    x (n, p), y (n, q): rows are independent stimuli. r2: held-out share of variance over all targets (NaN if alpha is
+    given).
     """
 
     def __init__(self, x, y, alpha=None):
@@ -195,8 +196,8 @@ class Views:
 class Axis:
     """What the views behind one mask hide, beyond what their visible context predicts.
 
-    rows (n,): positions of the views. dims (d,): dims of the feature. values (n, d): H. depth (d,): distance of each dim
-    from the occluder's edge, image sides; infinite for a feature without a place.
+    rows (n,): positions of the views. dims (d,): dims of the feature. values (n, d): H. depth (d,): distance of each
+    dim from the occluder's edge, image sides; infinite for a feature without a place.
     """
 
     rows: np.ndarray
@@ -226,8 +227,9 @@ class Material:
     for views that hide no object wholly, and for those that do (`gone` (v,)), there along what the gone objects hold.
     train_appearance (n, p), view_appearance (v, p). context_r2 {name: share of the hidden content's variance that the
     context predicts, over the test views}. guess {name: (v, d)}: what it predicts there, NaN where nothing is hidden.
-    units {name: mean and sd (2, d)}: of the features before they were standardised. as_shown {name: (v, d)}: standardised
-    features of the pictures as shown, the occluder in front, where they come from pixels and annotation alone.
+    units {name: mean and sd (2, d)}: of the features before they were standardised. as_shown {name: (v, d)}:
+    standardised features of the pictures as shown, the occluder in front, where they come from pixels and annotation
+    alone.
     """
 
     views: Views
@@ -263,8 +265,8 @@ def prepare(train, test, views, extra=None, progress=lambda done: None):
             as_shown[name] = (of_shown[name] - mean) / sd
     found = Material(views, features, gone, {name: [] for name in raw}, {name: [] for name in raw},
                      appearance(train), appearance(shown), {},
-                     {name: np.full((len(gone), each[0].shape[1]), np.nan, np.float32) for name, each in raw.items()}, units,
-                     as_shown)
+                     {name: np.full((len(gone), each[0].shape[1]), np.nan, np.float32) for name, each in raw.items()},
+                     units, as_shown)
     left, total = dict.fromkeys(raw, 0.0), dict.fromkeys(raw, 0.0)
     lost = {name: [] for name in raw}
     seen_context = context(shown)
@@ -327,7 +329,7 @@ def grid_depth(cells, channels):
 
 
 def _of_the_gone(feature, test, shown, row, picture, dims):
-    """(dims,) weights: 1 in the cells that objects wholly hidden in a view fill; or how much of each category these hold.
+    """(dims,) weights: 1 in the cells that objects wholly hidden in a view fill; or what they hold of each category.
 
     All 0 for a feature that says neither.
     """
@@ -344,8 +346,8 @@ def _control(lost, by_category):
     """Axes along the wholly hidden objects, an axis a view: what they hold less what objects like them hold on average.
 
     In the cells they fill: their colours, less the best guess from the context's, by a line through all of them per
-    channel (that something is hidden there is no news, and the context predicts the scene without it). By category: their
-    inventory less its mean.
+    channel (that something is hidden there is no news, and the context predicts the scene without it). By category:
+    their inventory less its mean.
     """
     if not lost:
         return []
@@ -439,8 +441,8 @@ class Scores:
 def score(decoded, whole, visible, axes, images, count):
     """How far decoded activity goes along each view's innovation, as Scores over `count` images.
 
-    decoded, visible (v, d), whole (v, d): decoded from the occluded viewing, from the visible-only model, and from the whole
-    image of each view's scene. axes: Axis of each mask. images (v,): image of each view.
+    decoded, visible (v, d), whole (v, d): decoded from the occluded viewing, from the visible-only model, and from the
+    whole image of each view's scene. axes: Axis of each mask. images (v,): image of each view.
     """
     above, below, tables = np.zeros(count), np.zeros(count), []
     for axis in axes:
@@ -510,10 +512,11 @@ def enough_signal(decoded_r2, below):
 
 
 def guessed(material, feature, views, invented, seed=42):
-    """How much of the innovation a guess without a brain holds: (value, low, high), 1 for the truth, 0 for the context's.
+    """Share of the innovation in a guess without a brain: (value, low, high), 1 for the truth, 0 for the context's.
 
-    views (k,): the views for which `invented` (k, d) gives the feature, standardised as material's. It is what a generator
-    makes up behind the occluder; what it gets right beyond the context model, an index could not tell from completion.
+    views (k,): the views for which `invented` (k, d) gives the feature, standardised as material's. It is what a
+    generator makes up behind the occluder; what it gets right beyond the context model, an index could not tell from
+    completion.
     """
     count = len(material.features[feature][1])
     above, below, at = np.zeros(count), np.zeros(count), {int(view): row for row, view in enumerate(views)}
@@ -533,12 +536,13 @@ def guessed(material, feature, views, invented, seed=42):
 def pattern_indices(first, second, whole, rows, masks, pairs, seed=42):
     """Object completion and occlusion invariance index (Coggan & Tong 2024), each (value, low, high).
 
-    first, second (v, voxels): patterns of the views in two disjoint sets of trials. whole (m, voxels): of the whole images.
+    first, second (v, voxels): patterns of the views in two disjoint sets of trials. whole (m, voxels): of the whole
+    images.
     rows (v,), masks (v,): see Views. pairs: [(mask, mask)], what one hides the other shows. Each pattern is taken
     without the mean over the scenes of its mask. All correlations are between patterns of different trials.
-    completion = (r[same scene, complementary] - r[other scene, complementary]) / (r[same scene, same occluder] - r[other
-    scene, complementary]); invariance: the same with the whole image for the complementary view. Interval: bootstrap over
-    scenes. NaN where there are no pairs.
+    completion = (r[same scene, complementary] - r[other scene, complementary]) / (r[same scene, same occluder] -
+    r[other scene, complementary]); invariance: the same with the whole image for the complementary view. Interval:
+    bootstrap over scenes. NaN where there are no pairs.
     """
     completion, invariance = [], []         # per scene: same complementary, other complementary, same same
     for one, other in pairs:

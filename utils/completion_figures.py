@@ -1,4 +1,4 @@
-"""Figures of amodal completion: the index by ROI with its controls, closeness by ROI, and close-ups of what was hidden."""
+"""Figures of amodal completion: the index by ROI with its controls, closeness, and close-ups of what was hidden."""
 import csv
 
 import numpy as np
@@ -10,6 +10,9 @@ from utils.figures import BLACK, BLUE, GREEN, GREY, ORANGE, SERIES_COLOURS, VERM
 NOTE = "0: visible only   1: as if seen whole   bars: 95% interval over images"
 CLOSEUP_ROWS = 6        # views in the figure of close-ups, beside the controls
 ZOOM = 0.45             # image sides that a close-up shows
+CAPTION = """Outlined: hidden; right of each picture the hidden region, enlarged. "From the brain": cvpr, decoders trained
+on whole images. "Without a brain": the same diffusion model given the visible part. Detail is the model's own; numbers are
+in the closeness table."""
 COMPARED = (("over_occluder", "the occluder", BLUE, "o"), ("over_context", "the context's guess", ORANGE, "s"),
             ("over_others", "other images' hidden content", GREEN, "^"))
 SOURCES = (("visible-only model", "visible only", "white"), ("occluded viewing", "occluded viewing", None),
@@ -17,7 +20,7 @@ SOURCES = (("visible-only model", "visible only", "white"), ("occluded viewing",
 
 
 def write(ws, rows, near, closeups, simulated):
-    """Write every figure as PNG and PDF; returns the paths. rows, near, closeups: see `completion_stage` and `closeups.read`."""
+    """Write every figure as PNG and PDF; returns the paths. Arguments: see `completion_stage` and `closeups.read`."""
     drawn = {"completion_index": draw(ws, rows, simulated), "closeness": closeness(ws, rows, near, simulated)}
     if closeups:
         drawn["closeups"] = close_up(ws, closeups, simulated)
@@ -32,6 +35,15 @@ def write(ws, rows, near, closeups, simulated):
     return paths
 
 
+def _headed(made, title):
+    made.suptitle(title, x=0.01, ha="left", fontsize=9, fontweight="bold")
+
+
+def _bars(value, low, high):
+    """Lengths of an error bar."""
+    return [[max(0, value - low)], [max(0, high - value)]]
+
+
 def _who(ws, simulated):
     return f"{ws.subject}, simulated subject" if simulated else ws.subject
 
@@ -40,11 +52,11 @@ def draw(ws, rows, simulated):
     """Index by ROI with intervals (left), and how it changes as the hidden region is eroded (right)."""
     primary = [row for row in rows if row["primary"]]
     with plt.rc_context(figures.STYLE):
-        made, (axis, beside) = plt.subplots(1, 2, figsize=(figures.WIDTH, 2.9), layout="constrained", width_ratios=(1.7, 1))
+        made, (axis, beside) = plt.subplots(1, 2, figsize=(figures.WIDTH, 2.9), layout="constrained",
+                                            width_ratios=(1.7, 1))
         _by_roi(axis, primary)
         _by_margin(beside, ws)
-        made.suptitle(f"Is what an occluder hides in the activity? {_who(ws, simulated)}", x=0.01, ha="left", fontsize=9,
-                      fontweight="bold")
+        _headed(made, f"Is what an occluder hides in the activity? {_who(ws, simulated)}")
     return made
 
 
@@ -54,11 +66,10 @@ def _by_roi(axis, rows):
     axis.axhline(1, color=BLACK, lw=0.8, ls=(0, (4, 3)))
     for x, row in enumerate(rows):
         colour = BLUE if row["enough_signal"] else GREY
-        axis.errorbar(x - 0.12, row["index"], [[max(0, row["index"] - row["low"])], [max(0, row["high"] - row["index"])]],
+        axis.errorbar(x - 0.12, row["index"], _bars(row["index"], row["low"], row["high"]),
                       fmt="o", color=colour, mfc=colour if row["p_corrected"] < 0.05 else "white", ms=5, elinewidth=1.2)
         if not np.isnan(row["hidden"]):
-            axis.errorbar(x + 0.14, row["hidden"], [[max(0, row["hidden"] - row["hidden_low"])],
-                                                    [max(0, row["hidden_high"] - row["hidden"])]],
+            axis.errorbar(x + 0.14, row["hidden"], _bars(row["hidden"], row["hidden_low"], row["hidden_high"]),
                           fmt="s", color=ORANGE, ms=3.5, elinewidth=1)
         if not np.isnan(row["truth"]):
             axis.plot([x - 0.34, x + 0.1], [row["truth"]] * 2, color=VERMILION, lw=2, solid_capstyle="butt", zorder=1)
@@ -80,10 +91,12 @@ def _by_roi(axis, rows):
 def _by_margin(axis, ws):
     with open(ws.completion_result("margins", "csv"), newline="") as file:
         rows = list(csv.DictReader(file))
-    names = [roi for roi in layout.ROIS if completion.feature_of(roi) == "local" and any(row["roi"] == roi for row in rows)]
+    there = {row["roi"] for row in rows}
+    names = [roi for roi in layout.ROIS if completion.feature_of(roi) == "local" and roi in there]
     for roi, colour, marker in zip(names, SERIES_COLOURS, figures.SERIES_MARKERS):
         mine = [row for row in rows if row["roi"] == roi]
-        margin, index, low, high = (np.array([float(row[key]) for row in mine]) for key in ("margin", "index", "low", "high"))
+        margin, index, low, high = (np.array([float(row[key]) for row in mine])
+                                    for key in ("margin", "index", "low", "high"))
         axis.plot(margin, index, color=colour, marker=marker, ms=4, lw=1.2, label=roi)
         axis.fill_between(margin, low, high, color=colour, alpha=0.15, lw=0)
     axis.axhline(0, color=BLACK, lw=0.8)
@@ -97,26 +110,26 @@ def _by_margin(axis, ws):
 def closeness(ws, rows, near, simulated):
     """How much closer what is decoded is to the truth than to each of COMPARED, by ROI and by what the brain saw."""
     judged = [(row["roi"], row["feature"]) for row in rows if row["primary"]]
+    known = {(row["roi"], row["feature"], row["source"]): row for row in near}
     with plt.rc_context(figures.STYLE):
         made, axes = plt.subplots(1, len(COMPARED), figsize=(figures.WIDTH, 2.6), layout="constrained")
         for axis, (key, name, colour, marker) in zip(axes, COMPARED):
             axis.axhline(0, color=BLACK, lw=0.8)
             for step, (source, label, fill) in enumerate(SOURCES):
-                for x, (roi, feature) in enumerate(judged):
-                    found = [row for row in near if (row["roi"], row["feature"], row["source"]) == (roi, feature, source)]
-                    if not found or np.isnan(found[0][key]):
+                for x, name_of in enumerate(judged):
+                    row = known.get((*name_of, source))
+                    if row is None or np.isnan(row[key]):
                         continue
-                    value, low, high = (found[0][key + end] for end in ("", "_low", "_high"))
-                    axis.errorbar(x + 0.22 * (step - 1), value, [[max(0, value - low)], [max(0, high - value)]], fmt=marker,
-                                  color=GREY if fill == GREY else colour, mfc=fill or colour, ms=4, elinewidth=1)
+                    axis.errorbar(x + 0.22 * (step - 1), row[key],
+                                  _bars(row[key], row[f"{key}_low"], row[f"{key}_high"]), fmt=marker, color=GREY if fill == GREY else colour, mfc=fill or colour, ms=4,
+                                  elinewidth=1)
             axis.set_xticks(range(len(judged)), [roi for roi, _ in judged], rotation=40, ha="right", fontsize=6.5)
             axis.set_title(f"than to {name}", fontsize=7, loc="left")
         axes[0].set_ylabel("r with the truth minus r with …")
-        keys = [plt.Line2D([], [], marker="o", ls="", color=GREY if fill == GREY else BLACK, mfc=fill or BLACK, ms=4, label=label)
-                for _, label, fill in SOURCES]
+        keys = [plt.Line2D([], [], marker="o", ls="", color=GREY if fill == GREY else BLACK, mfc=fill or BLACK, ms=4,
+                           label=label) for _, label, fill in SOURCES]
         made.legend(handles=keys, fontsize=6.5, frameon=False, loc="outside lower center", ncols=len(keys))
-        made.suptitle(f"Is what is decoded behind the occluder closer to the truth … {_who(ws, simulated)}", x=0.01, ha="left",
-                      fontsize=9, fontweight="bold")
+        _headed(made, f"Is what is decoded behind the occluder closer to the truth … {_who(ws, simulated)}")
     return made
 
 
@@ -126,15 +139,15 @@ def close_up(ws, closeups, simulated):
     Rows are evenly spaced over the views that were reconstructed, then the controls; none is hand-picked.
     """
     usual, controls = ([each for each in closeups if each["control"] == which] for which in (False, True))
-    usual = [usual[row] for row in sorted({round(row) for row in np.linspace(0, len(usual) - 1, min(CLOSEUP_ROWS, len(usual)))})]
-    shown = usual + controls
+    rows = np.linspace(0, len(usual) - 1, min(CLOSEUP_ROWS, len(usual))).round().astype(int)
+    shown = [usual[row] for row in np.unique(rows)] + controls
     columns = (("shown", "shown", BLACK), ("truth", "truth", BLACK), ("brain", "from the brain", BLUE),
                ("context", "without a brain", ORANGE))
     with plt.rc_context(figures.STYLE):
         tile = (figures.WIDTH - 0.7) / 8
         made, axes = plt.subplots(len(shown), 8, squeeze=False, figsize=(figures.WIDTH, 0.75 + tile * len(shown)))
-        made.subplots_adjust(left=0.7 / figures.WIDTH, right=1, bottom=0, top=1 - 0.75 / made.get_figheight(), wspace=0.04,
-                             hspace=0.04)
+        made.subplots_adjust(left=0.7 / figures.WIDTH, right=1, bottom=0, top=1 - 0.75 / made.get_figheight(),
+                             wspace=0.04, hspace=0.04)
         for row, view in zip(axes, shown):
             hidden = images.load(view["hidden"], ("L",)) > 127
             window = _window(hidden)
@@ -142,17 +155,15 @@ def close_up(ws, closeups, simulated):
                 picture = images.load(view[what])
                 for axis, part in zip(row[2 * pair:2 * pair + 2], (None, window)):
                     _outlined(axis, picture, hidden, part)
-            row[0].set_ylabel(f"{view['mask_id']}\nimage {view['stim_id']}" + ("\ncontrol: object\nwholly hidden" if view["control"] else ""),
-                              rotation=0, ha="right", va="center", fontsize=5.5)
+            name = f"{view['mask_id']}\nimage {view['stim_id']}"
+            name += "\ncontrol: object\nwholly hidden" if view["control"] else ""
+            row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=5.5)
         for pair, (_, name, colour) in enumerate(columns):
             left, right = axes[0, 2 * pair].get_position(), axes[0, 2 * pair + 1].get_position()
             made.text((left.x0 + right.x1) / 2, left.y1 + 0.06 / made.get_figheight(), name, ha="center", va="bottom",
                       fontsize=7, color=colour)
         made.text(0, 1, f"What was hidden, {_who(ws, simulated)}", fontsize=9, fontweight="bold", va="top")
-        made.text(0, 1 - 0.17 / made.get_figheight(), "Outlined: hidden; right of each picture the hidden region, enlarged. \"From "
-                  "the brain\": cvpr, decoders trained on whole images.\n\"Without a brain\": the same diffusion model given the "
-                  "visible part. Detail is the model's own; numbers are in the closeness table.", fontsize=6, color="#555555",
-                  va="top")
+        made.text(0, 1 - 0.17 / made.get_figheight(), CAPTION, fontsize=6, color="#555555", va="top")
     return made
 
 

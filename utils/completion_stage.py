@@ -1,4 +1,4 @@
-"""What amodal_completion.py does around the numerics of utils/completion.py: reading, one ROI after another, writing."""
+"""What amodal_completion.py does around the numerics of utils/completion.py: reading, ROI after ROI, writing."""
 import csv
 import io
 from dataclasses import dataclass
@@ -12,8 +12,9 @@ from utils.errors import Problem
 
 SCRIPT = "amodal_completion.py"
 INPAINT_BATCH = 16
-FIELDS = ("roi", "feature", "primary", "index", "low", "high", "p", "p_corrected", "truth", "enough_signal", "decoded_r2",
-          "whole", "whole_low", "whole_high", "reliability", "hidden", "hidden_low", "hidden_high", "images", "views", "voxels")
+FIELDS = ("roi", "feature", "primary", "index", "low", "high", "p", "p_corrected", "truth", "enough_signal",
+          "decoded_r2", "whole", "whole_low", "whole_high", "reliability", "hidden", "hidden_low", "hidden_high",
+          "images", "views", "voxels")
 CLOSENESS = ("roi", "feature", "source", *closeness.FIELDS)
 
 
@@ -50,7 +51,9 @@ def run(args):
     closeups.clear(ws)
     pictures = {}
     if args.reconstruct:
-        rows, pictures = _closeups(args, ws, root, model, material, pairs, events, shown_again, wanted)
+        needed = list(reconstruction.ROI_OF.values())
+        activity = found if set(needed) <= set(rois) else _load_voxels(ws, root, needed, events)
+        rows, pictures = _closeups(args, ws, root, model, material, pairs, activity, shown_again, wanted)
         near += rows
     ws.completion.mkdir(parents=True, exist_ok=True)
     _write_decoded(ws, material, pairs, decoded)
@@ -60,7 +63,8 @@ def run(args):
                 "occlusion_invariance", "invariance_low", "invariance_high"), patterns)
     _write_csv(ws.completion_result("closeness", "csv"), CLOSENESS, near)
     summary = {"context_r2": material.context_r2, "generator": generator, "reconstructions": pictures,
-               "simulated": occluded_viewing.truth(root) is not None, "views_with_a_hidden_object": int(material.gone.sum())}
+               "simulated": occluded_viewing.truth(root) is not None,
+               "views_with_a_hidden_object": int(material.gone.sum())}
     store.finish(table, wanted, **summary)
     _write_csv(table, FIELDS, results)
     return read_table(ws), store.read_json(layout.sidecar(table))
@@ -83,7 +87,8 @@ def _versions(root, subject):
 
 def _inputs(args, ws, rois):
     targets = reconstruction.ROI_OF if args.reconstruct else ("init_latent",)
-    there = [[path for use in ("each", "ave") if (path := ws.subject_features(use, target)).exists()] for target in targets]
+    there = [[path for use in ("each", "ave") if (path := ws.subject_features(use, target)).exists()]
+             for target in targets]
     read = dict.fromkeys([*rois, *(reconstruction.ROI_OF.values() if args.reconstruct else ())])
     return [ws.stims, *(ws.betas(roi, split) for roi in read for split in trials.SPLITS),
             *(path for paths in there for path in paths[:1])]
@@ -131,7 +136,7 @@ def _material(args, ws, root, events, found):
         noted = occluded_viewing.Annotation(occluded_viewing.fetch(root, occluded_viewing.OBJECTS_KEY, args.workdir))
         train, test = noted.pictures(train.images, one.train_stimuli), noted.pictures(test.images, stimuli)
     else:
-        cli.say("no annotation of objects: only local features, and views that hide an object wholly cannot be told apart")
+        cli.say("no annotation of objects: local features only, and views that hide an object wholly are not known")
     count = len(np.unique(views.masks))
     with cli.progress(total=count, desc="hidden beyond context", unit="mask") as bar:
         return completion.prepare(train, test, views, _latent(ws, one, stimuli), bar.update), pairs, stimuli
@@ -195,7 +200,8 @@ def _one_roi(roi, found, material, events, shown_again, stimuli, seed):
         scores = measured(material.axes[feature])
         if not scores.below.any():
             continue
-        for source, each in (("occluded viewing", decoded), ("visible-only model", predicted), ("whole image seen", of_whole[images])):
+        for source, each in (("occluded viewing", decoded), ("visible-only model", predicted),
+                             ("whole image seen", of_whole[images])):
             if (row := closeness.compare(material, feature, every, each, seed=seed)) is not None:
                 near.append({"roi": roi, "feature": feature, "source": source} | row)
         bounds = completion.interval(*_present(scores), seed)
@@ -209,7 +215,8 @@ def _one_roi(roi, found, material, events, shown_again, stimuli, seed):
         rows.append({
             "roi": roi, "feature": feature, "primary": feature == primary, "index": scores.index, "low": bounds[0],
             "high": bounds[1], "enough_signal": completion.enough_signal(r2, scores.below[there]), "decoded_r2": r2,
-            "whole": ceiling.index, **dict(zip(("whole_low", "whole_high"), completion.interval(*_present(ceiling), seed))),
+            "whole": ceiling.index,
+            **dict(zip(("whole_low", "whole_high"), completion.interval(*_present(ceiling), seed))),
             "reliability": 2 * r / (1 + r), "hidden": hidden.index if hidden.below.any() else np.nan,
             "hidden_low": hidden_bounds[0], "hidden_high": hidden_bounds[1], "images": int(there.sum()),
             "views": int((~material.gone).sum()), "voxels": train.shape[1]})
@@ -227,13 +234,15 @@ def _one_roi(roi, found, material, events, shown_again, stimuli, seed):
                 margins.append({"roi": roi, "margin": margin, "index": eroded.index, "low": low, "high": high})
 
     standard = next(iter(readout.values())).standardised
-    first, second = (standard(np.stack([occluded[again[part::2]].mean(0) for again in shown_again])) for part in (0, 1)) \
+    first, second = (standard(np.stack([occluded[again[part::2]].mean(0) for again in shown_again]))
+                     for part in (0, 1)) \
         if min(map(len, shown_again)) > 1 else (None, None)
     patterns = {"roi": roi}
     if first is not None:
         both = completion.pattern_indices(first, second, standard(single), images, material.views.masks,
                                           complementary(material.views), seed)
-        for name, short, found_index in zip(("object_completion", "occlusion_invariance"), ("completion", "invariance"), both):
+        for name, short, found_index in zip(("object_completion", "occlusion_invariance"),
+                                            ("completion", "invariance"), both):
             patterns |= {name: found_index[0], f"{short}_low": found_index[1], f"{short}_high": found_index[2]}
     return Brain(rows, margins, near, patterns, permuted, local)
 
@@ -246,9 +255,9 @@ def _present(scores):
 def _whole_images(found, roi, events, stimuli):
     """Test stimuli seen whole: mean over their trials (m, voxels), over either half of them, and the first trial.
 
-    The trials are those of the occluded viewing's own sessions where every stimulus was seen whole there: the same eye in the
-    same state, so that what unsteady gaze blurs is blurred alike. Else they are NSD's too. A stimulus seen once has equal
-    halves.
+    The trials are those of the occluded viewing's own sessions where every stimulus was seen whole there: the same eye
+    in the same state, so that what unsteady gaze blurs is blurred alike. Else they are NSD's too. A stimulus seen once
+    has equal halves.
     """
     test, split, occluded = found.test[roi], found.test_split, found.occluded[roi]
     groups = [occluded[events.whole & (events.stimuli == stimulus)] for stimulus in stimuli]
@@ -288,8 +297,8 @@ def _model(args):
 def _generator(args, root, model, material, pairs):
     """{how it was told: [hallucination index, low, high]} of the diffusion model's own pictures of what is hidden.
 
-    Without captions, and with those of the whole image: a caption names what is hidden, so this is what a reconstruction
-    that is conditioned on them would show whatever the brain does.
+    Without captions, and with those of the whole image: a caption names what is hidden, so this is what a
+    reconstruction that is conditioned on them would show whatever the brain does.
     """
     chosen = closeups.spread(material, args.inpaint)
     shown, hidden = _as_shown(args, root, [pairs[view] for view in chosen])
@@ -310,11 +319,10 @@ def _generator(args, root, model, material, pairs):
             for how, made in invented.items()}
 
 
-def _closeups(args, ws, root, model, material, pairs, events, shown_again, wanted):
-    """Reconstruct --reconstruct views; returns their rows of closeness, and how much of the innovation the pictures hold."""
+def _closeups(args, ws, root, model, material, pairs, activity, shown_again, wanted):
+    """Reconstruct --reconstruct views; returns their rows of closeness, and the innovation that the pictures hold."""
     control = closeups.controls(material, args.reconstruct)
     chosen = np.concatenate([closeups.spread(material, args.reconstruct - len(control)), control])
-    activity = _load_voxels(ws, root, dict.fromkeys(reconstruction.ROI_OF.values()), events)
     decoded = {target: closeups.decode(ws, activity.voxels[roi], np.stack(
         [activity.occluded[roi][shown_again[view]].mean(0) for view in chosen]), target)
         for target, roi in reconstruction.ROI_OF.items()}
@@ -397,12 +405,12 @@ def sentence(row):
         return (f"{row['roi']} ({row['feature']}): too little signal to say (index {row['index']:.2f} "
                 f"[{row['low']:.2f}, {row['high']:.2f}]{known})")
     p = "p < 0.001" if row["p_corrected"] < 0.001 else f"p = {row['p_corrected']:.3f}"
-    return (f"{row['roi']} ({row['feature']}): completion index {row['index']:.2f} [{row['low']:.2f}, {row['high']:.2f}], "
-            f"{p} corrected over ROIs{known}{hidden}")
+    return (f"{row['roi']} ({row['feature']}): completion index {row['index']:.2f} "
+            f"[{row['low']:.2f}, {row['high']:.2f}], {p} corrected over ROIs{known}{hidden}")
 
 
 def told(near, rows):
-    """The rows of closeness to print: of the feature that each ROI is judged by in the index's `rows`, and of pictures."""
+    """The rows of closeness to print: of the feature that each ROI is judged by in the index, and of pictures."""
     judged = {(row["roi"], row["feature"]) for row in rows if row["primary"]}
     return [row for row in near if row["feature"] == "reconstruction"
             or row["source"] == "occluded viewing" and (row["roi"], row["feature"]) in judged]
@@ -411,7 +419,8 @@ def told(near, rows):
 def closeness_sentence(row):
     """One line for a reader."""
     parts = [f"{name} by {row[f'over_{key}']:+.2f} [{row[f'over_{key}_low']:+.2f}, {row[f'over_{key}_high']:+.2f}]"
-             for key, name in (("occluder", "the occluder"), ("context", "the context's guess"), ("others", "other images"))
+             for key, name in (("occluder", "the occluder"), ("context", "the context's guess"),
+                               ("others", "other images"))
              if not np.isnan(row[f"over_{key}"])]
-    what = f"{row['roi']} ({row['feature']})" if row["source"] == "occluded viewing" else f"without a brain ({row['source']})"
+    what = f"{row['roi']} ({row['feature']})" if row["roi"] != "none" else f"without a brain ({row['source']})"
     return f"closeness, {what}: r with the truth {row['truth']:.2f}, above that with {', '.join(parts)}"

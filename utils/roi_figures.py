@@ -1,4 +1,4 @@
-"""How well each region's activity tells each feature: the correlation of decoded with true features, and identification.
+"""How well each region's activity tells each feature: correlation of decoded with true features, and identification.
 
 Identification here needs no pictures: the decoded feature of a test image is to be found among those of all others by
 its correlation with the true one (as utils/identification.py does it with features of reconstructions). Colours are
@@ -13,17 +13,19 @@ SMALLEST = 2            # ROIs by themselves; fewer make no figure
 MOST_DIMS = 65_536      # by which images are told apart, evenly spaced over a larger feature's; bounds memory
 CELL = 0.30             # inches, height of a row
 PANELS = (("correlation", "correlation with the true feature\n(mean over dims, test images)", 0.0),
-          ("identification", "identification among the test images\n(by the decoded feature, chance 0.5)", identification.CHANCE))
+          ("identification", "identification among the test images\n(by the decoded feature, chance 0.5)",
+           identification.CHANCE))
 
 
 def found(ws):
-    """{(target, ROI or "all"): record, with the path of the scores} of decoded features in the default mode, no controls."""
+    """{(target, ROI or "several"): record and path of the scores}, in the default mode, without controls."""
     cells = {}
     for side in ws.found_scores():
         record = store.read_json(side)
         options = record.get("options", {})
-        if record.get("made_by") != "ridge.py" or options.get("shuffle_trials") is not None or options.get("mode") != "fixed" \
-                or options.get("voxels") != {"atlas": "streams", "zscore": None, "ncsnr_min": None}:
+        plain = {"mode": "fixed", "shuffle_trials": None,
+                 "voxels": {"atlas": "streams", "zscore": None, "ncsnr_min": None}}
+        if record.get("made_by") != "ridge.py" or any(options.get(name) != value for name, value in plain.items()):
             continue
         rois = options["rois"]
         if len(rois) > 1 and tuple(rois) != decoded.ROIS:
@@ -33,7 +35,7 @@ def found(ws):
 
 
 def identified(ws, target, path):
-    """Accuracy of the decoded features in `path` by the target's true features, mean over test images; NaN without them."""
+    """Mean accuracy over test images of the decoded features in `path` by the target's true ones; NaN without these."""
     there = [features for use in ("ave", "each") if (features := ws.subject_features(use, target)).exists()]
     guess = store.read_npy(path, mmap=True)
     if not there or len(guess) < 2:
@@ -62,12 +64,12 @@ def by_roi(ws):
         tables["correlation"][at] = correlation if isinstance(correlation, float) else np.nan
         tables["identification"][at] = identified(ws, target, record["path"])
     with plt.rc_context(figures.STYLE):
-        made, axes = plt.subplots(1, len(PANELS), figsize=(figures.WIDTH, 1.7 + CELL * len(targets)), layout="constrained",
-                                  sharey=True)
+        made, axes = plt.subplots(1, len(PANELS), figsize=(figures.WIDTH, 1.7 + CELL * len(targets)),
+                                  layout="constrained", sharey=True)
         for axis, (name, title, lowest) in zip(axes, PANELS):
             _heat_map(axis, tables[name], lowest)
-            axis.set_xticks(range(len(rois)), [f"{len(decoded.ROIS)} ROIs" if roi == "several" else roi for roi in rois],
-                            rotation=40, ha="right", rotation_mode="anchor", fontsize=6.5)
+            names = [f"{len(decoded.ROIS)} ROIs" if roi == "several" else roi for roi in rois]
+            axis.set_xticks(range(len(rois)), names, rotation=40, ha="right", rotation_mode="anchor", fontsize=6.5)
             axis.set_title(title, fontsize=7, loc="left")
         axes[0].set_yticks(range(len(targets)), targets, fontsize=7)
         made.suptitle(f"Decoding accuracy by feature and ROI, {figures.who(ws)}", x=0.01, ha="left", fontsize=9,
@@ -83,7 +85,8 @@ def _heat_map(axis, table, lowest):
             axis.text(column, row, "–", ha="center", va="center", fontsize=6.5, color=figures.GREY)
         else:
             middle = (value - lowest) / (1 - lowest) > 0.55
-            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6.5, color="black" if middle else "white")
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6.5,
+                      color="black" if middle else "white")
     axis.tick_params(length=0)
     for spine in axis.spines.values():
         spine.set_visible(False)
