@@ -11,8 +11,8 @@ NOTE = "0: visible only   1: as if seen whole   bars: 95% interval over images"
 CLOSEUP_ROWS = 6        # views in the figure of close-ups, beside the controls
 ZOOM = 0.45             # image sides that a close-up shows
 CAPTION = """Outlined: hidden; right of each picture the hidden region, enlarged. "From the brain": cvpr, decoders trained
-on whole images. "Without a brain": the same diffusion model given the visible part. Detail is the model's own; numbers are
-in the closeness table."""
+on whole images. "Without a brain": the same diffusion model given the visible part. Detail is the model's own; see the
+closeness table."""
 COMPARED = (("over_occluder", "the occluder", BLUE, "o"), ("over_context", "the context's guess", ORANGE, "s"),
             ("over_others", "other images' hidden content", GREEN, "^"))
 SOURCES = (("visible-only model", "visible only", "white"), ("occluded viewing", "occluded viewing", None),
@@ -120,9 +120,9 @@ def closeness(ws, rows, near, simulated):
                     row = known.get((*name_of, source))
                     if row is None or np.isnan(row[key]):
                         continue
-                    axis.errorbar(x + 0.22 * (step - 1), row[key],
-                                  _bars(row[key], row[f"{key}_low"], row[f"{key}_high"]), fmt=marker, color=GREY if fill == GREY else colour, mfc=fill or colour, ms=4,
-                                  elinewidth=1)
+                    bars = _bars(row[key], row[f"{key}_low"], row[f"{key}_high"])
+                    axis.errorbar(x + 0.22 * (step - 1), row[key], bars, fmt=marker, mfc=fill or colour, ms=4,
+                                  color=GREY if fill == GREY else colour, elinewidth=1)
             axis.set_xticks(range(len(judged)), [roi for roi, _ in judged], rotation=40, ha="right", fontsize=6.5)
             axis.set_title(f"than to {name}", fontsize=7, loc="left")
         axes[0].set_ylabel("r with the truth minus r with …")
