@@ -39,7 +39,8 @@ def main(argv=None):
     if not found:
         raise Problem(f"nothing is below {root.name(prefix)}", "check NSD_ROOT and the name")
     for key, size in found:
-        print(f"{size:>15,}  {key}")
+        # A name from outside could hold codes that steer a terminal.
+        print(f"{size:>15,}  {key if key.isprintable() else ascii(key)}")
     print(f"{sum(size for _, size in found):>15,}  in {len(found)} files")
 
 

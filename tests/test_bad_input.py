@@ -2,6 +2,7 @@
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -24,7 +25,7 @@ import ridge
 import run_pipeline
 from tests import tiny_nsd
 from tests.test_safety import png
-from utils import captioning, completion, images, layout, nsd, occluded_viewing, s3, store, subjstim
+from utils import captioning, completion, features, images, layout, nsd, occluded_viewing, reconstruction, s3, store, subjstim
 from utils.errors import Problem
 
 SUBJECT = ["--subject", "subj01"]
@@ -196,6 +197,32 @@ def test_nan_in_a_feature_leaves_no_prediction(world, tmp_path):
     with pytest.raises(ValueError, match="feature 1 of stimulus row .* is not finite — extract the features again"):
         ridge.main(["--workdir", str(ws.workdir), *SUBJECT, "--gpu", "-1", "--target", "odd", "--roi", "early"])
     assert not ws.scores(["early"], "odd").exists()
+
+
+def test_nan_in_a_decoded_feature_draws_no_picture():
+    found = np.zeros((3, 4, 2, 2), np.float32)
+    found[2, 1, 0, 0] = np.nan
+    inputs = SimpleNamespace(captions=None, c=found, pictures=False, latents=found, model=None)
+    assert reconstruction.Inputs.text(inputs, [0, 1]).shape == (2, 4, 2, 2)
+    for read in (reconstruction.Inputs.text, reconstruction.Inputs.start):
+        with pytest.raises(Problem, match="decoded features of test image 2 are not finite"):
+            read(inputs, [0, 2])
+
+
+@pytest.mark.parametrize("depth_map", [np.full((1, 1, 64, 64), np.nan), np.full((1, 1, 64, 64), 3.0), np.zeros((64, 64))])
+def test_a_depth_map_that_is_none_is_named(tmp_path, depth_map):
+    ws = layout.Workspace(tmp_path, "subj01")
+    store.write_npy(ws.depth(5), depth_map.astype(np.float32))
+    inputs = SimpleNamespace(depths=True, ws=ws, own=("nsd", None), _made=lambda path: path)
+    with pytest.raises(Problem, match="000005.npy is no depth map"):
+        reconstruction.Inputs.depth(inputs, [5])
+
+
+def test_stimuli_that_the_subject_saw_and_the_file_lacks_are_counted(world, tmp_path, capsys):
+    tiny_nsd.build_stimuli(world, 101)
+    asked = SimpleNamespace(dataset="nsd", workdir=tmp_path / "work", subject="subj01", imgidx=None)
+    features.open_stimuli(asked)
+    assert "lacks 2 of the stimuli that subj01 saw (the first is 73k id 101)" in capsys.readouterr().err
 
 
 # a single test image

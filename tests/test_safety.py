@@ -19,6 +19,7 @@ import torch
 import combine_roi_predictions
 import decode_captions
 import diffusion_decoding
+import get_data
 import make_subjmri
 import make_subjstim
 import ridge
@@ -206,6 +207,13 @@ def test_no_profile_and_no_key_of_the_user_is_read_or_sent(tmp_path):
         for _, path, headers in server.log:
             assert not {"authorization", "x-amz-security-token"} & {name.lower() for name in headers}
             assert "HIDDEN" not in path + str(headers)
+
+
+def test_a_name_from_outside_steers_no_terminal(tmp_path, monkeypatch, capsys):
+    tiny_nsd.put(tmp_path, "nsddata/a\x1b[2Jb", b"")
+    monkeypatch.setenv("NSD_ROOT", str(tmp_path))
+    get_data.main(["list", "nsddata/"])
+    assert "\x1b" not in capsys.readouterr().out
 
 
 # nothing outside the working folder

@@ -36,11 +36,26 @@ def batch_size(args, device, auto=AUTO_BATCH):
 
 
 def open_stimuli(args):
-    """(stimuli, attributes): the whole or the occluded images, and what distinguishes them from the others."""
+    """(stimuli, attributes): the whole or the occluded images, and what distinguishes them from the others.
+
+    Says how many of the subject's stimuli the file lacks, if --subject is given without --imgidx.
+    """
     if args.dataset == "nsd":
-        return nsd.Stimuli(nsd.stimuli_path(s3.Root.from_env(), args.workdir)), {"stimuli": "nsd"}
-    occluded = occlusion.OccludedStimuli(args.occluded_path or layout.occluded_stimuli(args.workdir))
-    return occluded, {"stimuli": "occluded", "occlusion": occluded.settings}
+        stimuli, attributes = nsd.Stimuli(nsd.stimuli_path(s3.Root.from_env(), args.workdir)), {"stimuli": "nsd"}
+    else:
+        stimuli = occlusion.OccludedStimuli(args.occluded_path or layout.occluded_stimuli(args.workdir))
+        attributes = {"stimuli": "occluded", "occlusion": stimuli.settings}
+    if getattr(args, "subject", None) and getattr(args, "imgidx", None) is None:
+        lacking = np.setdiff1d(_seen(args), stimuli.ids if args.dataset == "occluded" else np.arange(stimuli.count))
+        if len(lacking):
+            cli.say(f"warning: {stimuli.path} lacks {len(lacking)} of the stimuli that {args.subject} saw "
+                    f"(the first is 73k id {lacking[0]})")
+    return stimuli, attributes
+
+
+def _seen(args):
+    """(stimuli,) 73k ids that the subject saw."""
+    return store.read_npy(layout.Workspace.of(args).stims_ave, made_by=f"make_subjmri.py --subject {args.subject}")
 
 
 def wanted(args, stimuli):
@@ -48,8 +63,7 @@ def wanted(args, stimuli):
     chosen = cli.image_range(args.imgidx, stimuli.count, "stimulus")
     ids = np.arange(chosen.start, chosen.stop)
     if args.subject:
-        ids = np.intersect1d(ids, store.read_npy(layout.Workspace.of(args).stims_ave,
-                                                 made_by=f"make_subjmri.py --subject {args.subject}"))
+        ids = np.intersect1d(ids, _seen(args))
     if args.dataset == "occluded":
         ids = np.intersect1d(ids, stimuli.ids)
     if not len(ids):

@@ -58,7 +58,10 @@ class File:
         """{name: value} of the file's own attributes."""
         self._check_heaps(HEAP_ENDS)
         with self._guarded("the attributes"):
-            return dict(self._file.attrs.items())
+            found = dict(self._file.attrs.items())
+        if not all(isinstance(name, str) for name in found):
+            self.refuse("has an attribute whose name is no text")
+        return found
 
     def __contains__(self, name):
         with self._guarded(name):

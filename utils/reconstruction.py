@@ -2,7 +2,8 @@
 import numpy as np
 import torch
 
-from utils import captioning, cli, decoded, diffusion, features, images, layout, models, nsd, occlusion, s3, store, trials
+from utils import captioning, cli, decoded, depth, diffusion, features, images, layout, models, nsd, occlusion, s3, store
+from utils import trials
 from utils.errors import Problem
 
 N_SAMPLES = 5  # per image (SPEC §5)
@@ -64,25 +65,38 @@ class Inputs:
         if self.pictures:
             pictures = [images.load(self._made(self.ws.gan_image(row, *self.own))) for row in rows]
             return images.to_network(pictures, self.model.size)
-        return None if self.latents is None else self.model.start_image(torch.from_numpy(self.latents[rows]))
+        return None if self.latents is None else self.model.start_image(torch.from_numpy(_finite(self.latents, rows)))
 
     def text(self, rows):
         """(n, tokens, width) embeddings that the test images `rows` are conditioned on; None for no conditioning."""
         if self.captions is not None:
             return self.model.embed([self.captions[row] for row in rows])
-        return None if self.c is None else torch.from_numpy(self.c[rows])
+        return None if self.c is None else torch.from_numpy(_finite(self.c, rows))
 
     def depth(self, rows):
         """(n, 1, h, w) depth maps in [-1, 1] at the latents' size; None for a model that takes none."""
         if not self.depths:
             return None
-        maps = np.concatenate([store.read_npy(self._made(self.ws.depth(row, *self.own))) for row in rows])
+        maps = [store.read_npy(self._made(self.ws.depth(row, *self.own))) for row in rows]
+        for row, found in zip(rows, maps):
+            if found.shape != (1, 1, depth.SIZE, depth.SIZE) or not (np.abs(found) <= 1).all():
+                raise Problem(f"{self.ws.depth(row, *self.own)} is no depth map in [-1, 1]", "run dptemb2dpt.py --overwrite")
+        maps = np.concatenate(maps).astype(np.float32, copy=False)
         return diffusion.depth_channel(torch.from_numpy(maps), self.model.latent_side)
 
     def _made(self, path):
         if not path.exists():
             raise Problem(f"{path} is missing", "run its stage again, over all the images of --imgidx")
         return path
+
+
+def _finite(found, rows):
+    """Decoded features of the test images `rows`. Raises Problem if one of them is not finite: it would draw noise."""
+    chosen = found[rows]
+    bad = ~np.isfinite(chosen).all(axis=tuple(range(1, chosen.ndim)))
+    if bad.any():
+        raise Problem(f"the decoded features of test image {rows[int(np.argmax(bad))]} are not finite", "run ridge.py --overwrite")
+    return chosen
 
 
 def add_arguments(parser, dataset):
