@@ -40,7 +40,7 @@ def main(argv=None):
             print(f"{path.stem}: done before")
             return
         with cli.progress(desc=path.stem, total=len(predictions[0]), unit="image") as bar:
-            combining.write(path, predictions, shares, wanted, bar.update)
+            combining.write(path, predictions, shares, wanted, bar.update, records[0].get("features"))
     print(f"{path.stem}: " + ", ".join(f"{roi} {share:.2f}" for roi, share in zip(args.rois, shares)))
 
 

@@ -1,5 +1,5 @@
 """Stages as processes that can be killed at any moment: forked from a server that has imported the libraries already."""
-import errno
+import ctypes
 import hashlib
 import io
 import json
@@ -26,7 +26,7 @@ LIBRARIES = [
     "utils.evaluation", "utils.figures", "utils.icnn", "utils.mrifeat", "utils.occlusion", "utils.reconstruction",
     "utils.subjstim"]
 IMAGES, SIDE = 104, 24
-NOBODY = 65534
+NO_DISK = 77
 START = multiprocessing.get_context("forkserver")
 START.set_forkserver_preload(LIBRARIES)
 
@@ -78,6 +78,7 @@ def run(command, workdir, world, expect=0, **settings):
 
 
 def _stage(argv, environment, reply, kill_at, settings):
+    multiprocessing.set_start_method("fork", force=True)  # else tqdm's lock outlives a killed stage
     os.environ.update(environment)
     os.chdir(ROOT)
     out, err, count = io.StringIO(), io.StringIO(), [0]
@@ -88,22 +89,38 @@ def _stage(argv, environment, reply, kill_at, settings):
         features.SHARD, occlusion.PART_IMAGES = settings["shard"], 10 * settings["shard"]
     if settings.get("file_size"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (settings["file_size"],) * 2)
-    if settings.get("full_disk"):
-        def full(*_):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync = os.posix_fallocate = full
-    if settings.get("nobody") and os.geteuid() == 0:
-        os.setgroups([])
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
-    status = 0
+    if settings.get("disk"):
+        _mount(*settings["disk"])
+    if settings.get("unprivileged") and os.geteuid() == 0:
+        _obey_permissions()
+    status, leave, os._exit = 0, os._exit, sys.exit  # so that what was said still goes home
     try:
         runpy.run_path(argv[0], run_name="__main__")
     except SystemExit as stop:
         status = stop.code or 0
     reply.send((out.getvalue(), err.getvalue(), count[0]))
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    os._exit(status)
+    leave(status)
+
+
+def _mount(folder, size):
+    """A disk of `size` bytes at `folder` that this process alone sees; exit status NO_DISK where that is not allowed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    system = ctypes.CDLL(None, use_errno=True)
+    new_namespace, private = 0x20000, 0x44000  # CLONE_NEWNS; MS_REC | MS_PRIVATE
+    if (system.unshare(new_namespace) or system.mount(b"none", b"/", None, private, None)
+            or system.mount(b"none", bytes(folder), b"tmpfs", 0, f"size={size}".encode())):
+        os._exit(NO_DISK)
+
+
+def _obey_permissions():
+    """Take from root the capabilities by which it may read and write any file (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)."""
+    system = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    assert system.capget(header, sets) == 0
+    for which in range(3):
+        sets[which] &= ~0b110
+    assert system.capset(header, sets) == 0
 
 
 def _count_renames(count, kill_at):

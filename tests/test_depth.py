@@ -74,8 +74,9 @@ def write_states(ws, states, occluded=False, scores=None):
     for name, true, decoded in zip(depth.NAMES, states, scores or states):
         target = f"{name}_occluded" if occluded else name
         store.write_npy(ws.scores(ROIS, target, "occluded" if occluded else None), decoded)
+        shown = np.arange(COUNT - len(true), COUNT)  # the test images
         store.write_subject_features(ws.subject_features("ave", target), {
-            split: (range(len(true)), range(len(true)), lambda ids: true[list(ids)]) for split in ("tr", "te")}, {})
+            split: (shown, range(len(true)), lambda ids: true[ids - shown[0]]) for split in ("tr", "te")}, {})
 
 
 def arguments(ws, *more):

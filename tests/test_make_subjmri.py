@@ -187,7 +187,7 @@ def test_a_changed_input_is_refused_then_redone_when_asked(world, tmp_path):
     assert contents(ws.mrifeat) == contents(make(tmp_path / "new").mrifeat)
 
 
-FAULTS = ["500", "SlowDown", ("reset", 900), ("cut", 1500), ("stall", 700), ("length", -20), ("length", 20)]
+FAULTS = ["500", "503", "SlowDown", ("reset", 900), ("cut", 1500), ("stall", 700), ("length", -20), ("length", 20)]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
@@ -199,7 +199,8 @@ def test_a_transient_fault_changes_no_byte(server, world, tmp_path, fault, monke
     assert contents(faulty.mrifeat) == contents(make(tmp_path / "clean").mrifeat)
 
 
-@pytest.mark.parametrize("fault", ["denied", "missing", ("corrupt", 1200), ("corrupt", -3)], ids=str)
+@pytest.mark.parametrize("fault", ["denied", "missing", "503", ("cut", 10), ("length", -20), ("corrupt", 1200), ("corrupt", -3)],
+                         ids=str)
 def test_what_cannot_pass_names_the_key_and_a_rerun_completes(server, world, tmp_path, fault, monkeypatch):
     server.faults = [("betas_session03", "503"), ("betas_session03", fault, "always")]
     with pytest.raises(Problem, match="betas_session03"):
@@ -207,6 +208,19 @@ def test_what_cannot_pass_names_the_key_and_a_rerun_completes(server, world, tmp
     ws = layout.Workspace(tmp_path / "faulty", "subj01")
     assert not list(ws.mrifeat.glob("subj01_*"))
     server.faults = []
+    make(tmp_path / "faulty")
+    monkeypatch.setenv("NSD_ROOT", str(world))
+    assert contents(ws.mrifeat) == contents(make(tmp_path / "clean").mrifeat)
+
+
+def test_betas_that_change_between_two_ranges_are_refused_and_a_rerun_completes(server, world, tmp_path, monkeypatch):
+    ours = (world / tiny_nsd.BETAS.format(3)).read_bytes()
+    server.faults = [("betas_session03", ("change", 900))]
+    with pytest.raises(Problem, match="betas_session03.nii.gz changed while it was read"):
+        make(tmp_path / "faulty")
+    ws = layout.Workspace(tmp_path / "faulty", "subj01")
+    assert not list(ws.mrifeat.glob("subj01_*"))
+    tiny_nsd.put(world, tiny_nsd.BETAS.format(3), ours)
     make(tmp_path / "faulty")
     monkeypatch.setenv("NSD_ROOT", str(world))
     assert contents(ws.mrifeat) == contents(make(tmp_path / "clean").mrifeat)

@@ -132,7 +132,7 @@ def decode(args):
 def from_embedding(args, ws, target, device):
     """How to caption test images from their decoded BLIP embeddings: (function of indices, file read, models)."""
     captioner = Captioner(*models.blip(device, torch.float32))
-    found, path = decoded.read(args, ws, target, captioner.shape)
+    found, path = decoded.read(args, ws, target, captioner.shape, models.identity("blip"))
     return lambda batch: captioner.caption(torch.from_numpy(found[batch])), path, models.identity("blip")
 
 
@@ -140,7 +140,7 @@ def from_latent(args, ws, target, device):
     """As from_embedding, for a latent: it is not a BLIP embedding, but it decodes to an image, which has a caption."""
     captioner = Captioner(*models.blip(device, torch.float32))
     model = diffusion.LatentDiffusion(models.stable_diffusion(device, torch.float32))
-    found, path = decoded.read(args, ws, target, model.latent_shape)
+    found, path = decoded.read(args, ws, target, model.latent_shape, models.identity("sd"))
 
     def captions_of(batch):
         pictures = images.to_pixels(model.decode(torch.from_numpy(found[batch])), model.size)

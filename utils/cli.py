@@ -1,5 +1,6 @@
 """Flags that scripts share, the device, ranges of images, progress bars, one-line errors."""
 import argparse
+import errno
 import os
 import re
 import signal
@@ -87,6 +88,7 @@ def run_name(args):
                            conditioning=args.conditioning, control=control(args))
 
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 parsing_only = False  # whether scripts end where they have parsed their arguments
 
 
@@ -174,6 +176,10 @@ def run(main, **options):
         if "--debug" in sys.argv:
             traceback.print_exc()
         print(f"error: {_one_line(error)}", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # HDF5 crashes at a normal exit after it could not write
         sys.exit(1)
 
 

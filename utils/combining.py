@@ -77,10 +77,10 @@ def combine_to(out, predictions, shares, progress):
         progress(len(out[some]))
 
 
-def write(path, predictions, shares, wanted, progress):
+def write(path, predictions, shares, wanted, progress, features=None):
     """The combination, as ridge.py writes a prediction: (test stimuli, dims) float32; beside it `wanted`, the weights."""
     with store.atomic(path) as temporary:
         out = store.new_npy(temporary, predictions[0].shape)
         combine_to(out, predictions, shares, progress)
         out.flush()
-        store.finish(path, wanted, temporary, weights=[float(share) for share in shares])
+        store.finish(path, wanted, temporary, features=features, weights=[float(share) for share in shares])

@@ -3,7 +3,7 @@ import argparse
 
 import numpy as np
 
-from utils import cli, layout, store
+from utils import cli, layout, occlusion, store, trials
 from utils.errors import Problem
 
 # The ROIs that the later methods decode from (SPEC §2b–d; Takagi & Nishimoto, arXiv 2306.11536).
@@ -62,21 +62,59 @@ def check_dataset(target, dataset):
         raise Problem(f"--target {target} with --dataset {dataset}", f"use --target {right}, or the other dataset")
 
 
-def read(args, ws, target, shape):
+def read(args, ws, target, shape, model):
     """((test images, *shape) float32, path of the file) of a target: decoded, or true with --true_features.
 
-    Decoded features are memory-mapped, read when indexed. Raises Problem for a missing file, and for numbers that do
-    not fill `shape`: they are of another model.
+    Decoded features are memory-mapped, read when indexed. model: the identity (`models.identity`) of the model that they
+    are for. Raises Problem for a missing file, for features that their record says are of another model, subject, ROI,
+    data set or occluder, or of inputs that changed since, and for numbers that do not fill `shape`.
     """
     if args.true_features:
-        found, path = true(ws, target)
+        found, path = true(ws, target, model)
     else:
         path = scores(args, ws, target)
         found = store.read_npy(path, mmap=True, made_by=command(args, ws, [target]))
+        _check_origin(args, ws, target, path, model)
     if found.ndim != 2 or found.shape[1] != np.prod(shape):
         raise Problem(f"{path} is {found.shape} but a {target} is {tuple(shape)} numbers",
                       "decode features of the same model (NSD_MODELS)")
     return found.astype(np.float32, copy=False).reshape(-1, *shape), path
+
+
+def _check_origin(args, ws, target, path, model):
+    """A file without a record is taken as it is: the original pipeline wrote none."""
+    if not layout.sidecar(path).exists():
+        return
+    record, again = store.read_json(layout.sidecar(path)), f"run {command(args, ws, [target])} --overwrite"
+    options, features = record.get("options", {}), record.get("features") or {}
+    inputs = " ".join(record.get("inputs", {}))
+    _must_agree(path, again, [
+        ("subject", " ".join(subject for subject in layout.SUBJECTS if subject in inputs) or None, ws.subject),
+        ("ROI", "+".join(options["rois"]) if "rois" in options else None, "+".join(args.roi)),
+        ("feature", options.get("target"), target),
+        ("voxels", options.get("voxels"), {name: getattr(args, name) for name in ("atlas", "zscore", "ncsnr_min")}),
+        ("--shuffle_trials", options.get("shuffle_trials", args.shuffle_trials), args.shuffle_trials),
+        *((key, features.get(key), model[key]) for key in model),
+        ("occluder", features.get("occlusion"), _occluder(args))])
+    changed = store.changed_input(record, args.workdir)
+    if changed:
+        raise Problem(f"{path} was decoded from {changed}, which changed since", again)
+
+
+def _must_agree(path, again, sides):
+    """sides: (what, what the record says or None, what is asked or None); where both speak they must say the same."""
+    for what, found, wanted in sides:
+        if None not in (found, wanted) and found != wanted:
+            raise Problem(f"{path} is of {what} {found}, not {wanted}", again)
+
+
+def _occluder(args):
+    """The settings of the occluded images as features record them; None for whole images, or where there are none."""
+    path = layout.occluded_stimuli(args.workdir)
+    if args.dataset != "occluded" or not path.exists():
+        return None
+    with occlusion.OccludedStimuli(path) as stimuli:
+        return str(stimuli.settings)
 
 
 def scores(args, ws, target):
@@ -92,10 +130,16 @@ def command(args, ws, targets):
                      *([] if cli.control(args) is None else ["--shuffle_trials", str(args.shuffle_trials)])])
 
 
-def true(ws, target):
-    """((test images, dims), path) of a target's true features of the test images."""
+def true(ws, target, model):
+    """((test images, dims), path) of a target's true features of the test images. model: as for `read`."""
     found = [path for use in ("ave", "each") if (path := ws.subject_features(use, target)).exists()]
     path = found[0] if found else ws.subject_features("ave", target)
     twin = "make_subjstim_occluded.py" if target.endswith("_occluded") else "make_subjstim.py"
-    with store.SubjectFeatures(path, f"{twin} --featname {target} --use_stim ave --subject {ws.subject}") as matrix:
+    made_by = f"{twin} --featname {target} --use_stim ave --subject {ws.subject}"
+    with store.SubjectFeatures(path, made_by) as matrix:
+        _must_agree(path, f"run {made_by} --overwrite",
+                    [*((key, matrix.attributes.get(key), model[key]) for key in model),
+                     ("feature", matrix.attributes.get("feature"), target)])
+        if not np.array_equal(matrix.stimuli("te"), trials.test_stimuli(ws)):
+            raise Problem(f"{path} and {ws.stims_ave_test} hold different test stimuli", f"run {made_by} --overwrite")
         return matrix.features("te")[:], path

@@ -130,8 +130,15 @@ def open_features(ws, use, target, dataset):
     other = "ave" if use == "each" else "each"
     paths = [path for each in (use, other) if (path := ws.subject_features(each, target)).exists()]
     stage = "make_subjstim_occluded.py" if dataset == "occluded" else "make_subjstim.py"
-    return store.SubjectFeatures(paths[0] if paths else ws.subject_features(use, target),
-                                 f"{stage} --featname {target} --use_stim {use} --subject {ws.subject}")
+    path = paths[0] if paths else ws.subject_features(use, target)
+    made_by = f"{stage} --featname {target} --use_stim {use} --subject {ws.subject}"
+    matrix = store.SubjectFeatures(path, made_by)
+    said = store.read_json(layout.sidecar(path))["options"] if layout.sidecar(path).exists() else {}
+    for what, wanted in (("subject", ws.subject), ("feature", target)):
+        if said.get(what, wanted) != wanted:
+            matrix.file.close()
+            raise Problem(f"{path} is of {what} {said[what]}, not {wanted}", f"run {made_by} --overwrite")
+    return matrix
 
 
 def check_dataset(target, dataset):

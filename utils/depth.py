@@ -77,7 +77,7 @@ def decode(args):
     ws, device = layout.Workspace.of(args), cli.device(args.gpu)
     estimator = DepthEstimator(*models.dpt(device, torch.float32))
     targets = [layout.of_dataset(name, args.dataset) for name in NAMES]
-    states, paths = zip(*(decoded.read(args, ws, target, estimator.shape) for target in targets))
+    states, paths = zip(*(decoded.read(args, ws, target, estimator.shape, models.identity("dpt")) for target in targets))
     own = (args.dataset, decoded.suffix(args))
     wanted = store.record("dptemb2dpt.py", decoded.options(args), paths, **models.identity("dpt"))
     for image in (False, True):
@@ -111,7 +111,7 @@ def decode(args):
 def report(args, ws, chosen, estimator, size):
     """Print the correlation of the decoded depth with what DPT sees in the true (whole or occluded) images."""
     targets = [layout.of_dataset(name, args.dataset) for name in NAMES]
-    true = [decoded.true(ws, target)[0] for target in targets]
+    true = [decoded.true(ws, target, models.identity("dpt"))[0] for target in targets]
     if len(true[0]) != len(trials.test_stimuli(ws)):
         raise Problem(f"{targets[0]} has {len(true[0])} test images, mrifeat {len(trials.test_stimuli(ws))}",
                       "run make_subjstim.py again with --overwrite")

@@ -217,7 +217,7 @@ def write_decoded(args):
         raise Problem(f"{ws.decoded} has no decoded {' '.join(missing)}", f"run {decoded.command(args, ws, missing)}")
     shapes = models.vgg19(torch.device("cpu")).shapes(targets)
     for layer, target in targets.items():
-        found, path = decoded.read(args, ws, target, shapes[layer])
+        found, path = decoded.read(args, ws, target, shapes[layer], models.identity("vgg19"))
         wanted = store.record("make_vgg19fromdecode.py", decoded.options(args), [path], **models.identity("vgg19"))
         store.claim_folder(ws.gan_features(layer, 0, *own).parent, wanted, args.overwrite)
         with store.working(ws.gan_features(layer, 0, *own).parent, 0, len(found)):

@@ -187,7 +187,7 @@ def _prepare(folder, records, todo, voxels, design, choice, resumed):
 
 def _reserve(path, header, size):
     """A file of `size` bytes that begins with `header`; a full disk is noticed here, not after hours."""
-    with open(path, "wb") as file:
+    with store.naming(path), open(path, "wb") as file:
         file.write(header)
         file.flush()
         try:
@@ -287,7 +287,7 @@ def read_session(session, progress=None):
 
 
 def _write_rows(matrix, first_row, rows):
-    with open(matrix.path, "r+b") as file:
+    with store.naming(matrix.path), open(matrix.path, "r+b") as file:
         file.seek(matrix.offset + first_row * rows.shape[1] * rows.itemsize)
         file.write(memoryview(rows).cast("B") if rows.size else b"")
         file.flush()

@@ -6,6 +6,7 @@ A mask and a noise fill depend on (seed, index) alone, never on the range of ima
 """
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -167,13 +168,13 @@ def _write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
         if part_path.exists():
             progress(len(part))
             continue
-        with store.atomic(part_path) as temporary, h5py.File(temporary, "w") as file:
+        with store.atomic(part_path) as temporary, store.new_h5(temporary, len(part) * math.prod(stimuli.shape[1:])) as file:
             brick, masks = _datasets(file, len(part), stimuli.shape[1:])
             for row, (_, image, hidden) in enumerate(_occlude(stimuli, part, wanted["options"])):
                 brick[row], masks[row] = image, hidden
                 progress(1)
     with store.atomic(path) as temporary:
-        with h5py.File(temporary, "w") as file:
+        with store.new_h5(temporary, sum(made.stat().st_size for made in layout.plain_files(parts))) as file:
             _join(file, parts, part_ids, stimuli.shape[1:])
             file.create_dataset("stim_ids", data=np.arange(ids.start, ids.stop, dtype=np.int64))
             for key, value in sorted(wanted["options"].items()):

@@ -38,7 +38,7 @@ class Inputs:
 
     def _feature(self, name, shape):
         source = decoded.of_rois(self.args, getattr(self.args, f"roi_{name}"))
-        found, path = decoded.read(source, self.ws, layout.of_dataset(name, self.args.dataset), shape)
+        found, path = decoded.read(source, self.ws, layout.of_dataset(name, self.args.dataset), shape, models.identity("sd"))
         self.paths.append(path)
         if len(found) != self.count:
             raise Problem(f"{path} is of {len(found)} images, the subject has {self.count} test images",
@@ -197,5 +197,7 @@ def save_originals(args, ws, folder, chosen):
         if missing:
             with open_stimuli() as stimuli:
                 for image in missing:
-                    shown = stimuli.read([stims[image]])[0]
-                    images.save(path(folder, image), images.resize(shown, images.SAMPLE_SIZE))
+                    with store.working(folder, image, image + 1):
+                        if not path(folder, image).exists():
+                            shown = stimuli.read([stims[image]])[0]
+                            images.save(path(folder, image), images.resize(shown, images.SAMPLE_SIZE))

@@ -3,7 +3,6 @@
 A step is *stale* if what it left was made otherwise than its command says now, or of inputs that have changed since. A
 large file is not read: its digest stands in its record, which counts if the file is no younger.
 """
-import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,17 +81,8 @@ def _changed(side, record, reads, workdir):
     for path in side.parent.glob(f"{side.stem}.*"):
         if path.stem == side.stem and path.suffix in (".npy", ".h5", ".csv") and store.is_altered(path, record):
             return f"{path.name} changed after {record.get('made_by')} wrote it"
-    by_name = {"/".join(path.parts[-3:]): path for path in reads}
-    for name, digest in record.get("inputs", {}).items():
-        path = by_name.get(name, workdir / name)
-        if path.exists() and _digest(path, path.stat().st_mtime_ns) not in (None, digest):
-            return f"{name} changed since"
-    return ""
-
-
-@functools.lru_cache(maxsize=None)
-def _digest(path, _):
-    return store.known_digest(path)
+    changed = store.changed_input(record, workdir, reads)
+    return f"{changed} changed since" if changed else ""
 
 
 def _model(role):
@@ -319,6 +309,32 @@ def _figures(args):
                 note="drawn anew by every run" if found else "")
 
 
+def _completion(args):
+    ws = layout.Workspace.of(args)
+    table = ws.completion_result("index", "csv")
+    options = {name: getattr(args, name) for name in ("subject", "seed", "inpaint", "reconstruct")}
+    wanted = {"options": options | {"rois": list(args.roi or layout.ROIS)}}
+    betas = [ws.betas(roi, split) for roi in args.roi or layout.ROIS for split in trials.SPLITS]
+    return Step([table], [(layout.sidecar(table), wanted)], [ws.stims, *betas], [table])
+
+
+def _evaluation(args):
+    ws = layout.Workspace.of(args)
+    tables = [ws.evaluation_result(name, "csv") for name in ("evaluation", *(["held_out"] if args.held_out_clusters else []))]
+    runs = {run: layout.manifest(ws.samples(run)) for run in ws.found_runs()}
+    lacks = [run for run in runs if not ws.evaluation_per_image(run).exists()]
+    return Step(tables + [ws.evaluation_per_image(run) for run in runs],
+                [(layout.sidecar(tables[0]), {"options": {"subject": args.subject, "seed": args.seed}})],
+                [*runs.values()], tables, note=f"not evaluated: {' '.join(lacks)}" if lacks else "")
+
+
+def _report(args):
+    ws = layout.Workspace.of(args)
+    options = {name: getattr(args, name) for name in ("subject", "n_samples", "megabytes")}
+    reads = [*ws.found_records(), ws.completion_result("index", "csv")]
+    return Step([ws.report], [(layout.sidecar(ws.report), {"options": options})], reads, [ws.report])
+
+
 EXPECTED = {
     "make_subjmri.py": _mri, "img2feat_sd.py": _stimuli, "generate_occluded_images.py": _occluded,
     "img2feat_sd1_parallel.py": _sd, "img2feat_sd1_occlusion.py": _sd,
@@ -331,4 +347,5 @@ EXPECTED = {
     "diffusion_decoding.py": _images, "diffusion_decoding_occluded.py": _images,
     "img2feat_decoded.py": _features, "img2feat_decoded_occlusion.py": _features,
     "identification.py": _identification, "identification_occluded.py": _identification, "make_figures.py": _figures,
+    "amodal_completion.py": _completion, "evaluate.py": _evaluation, "make_report.py": _report,
 }

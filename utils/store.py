@@ -5,6 +5,7 @@ Every artifact carries a record of what made it; work whose record differs from 
 """
 import contextlib
 import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -25,6 +26,7 @@ from utils.errors import Problem
 
 CHUNK_BYTES = 1 << 20
 NPY_FAULTS = (ValueError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile)
+H5_OVERHEAD = 64 << 10  # bytes beside the data
 READ_AT_MOST = 16 << 20  # bytes; a larger file whose record holds no digest is not read to see whether it changed
 HOST = "".join(letter for letter in platform.node() if letter.isalnum()) or "host"
 
@@ -45,22 +47,21 @@ def atomic(path):
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _of_file(error, path) from error
-        raise
+        with naming(path):
+            raise error
 
 
-def _of_file(error, path):
-    """An error of writing or reading `path` that says which file and, where a library hides it, why.
-
-    HDF5 wraps the system's message in its own; numpy only counts what it could not write.
-    """
-    number = re.search(r"errno = (\d+)", str(error))
-    if number:
-        return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
-    if error.errno is not None and error.filename is None:
-        return OSError(error.errno, error.strerror, str(path))
-    return error
+@contextlib.contextmanager
+def naming(path):
+    """Let the system's errors say that they are of `path`, also those that HDF5 wraps in messages of its own."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        wrapped = re.search(r"errno = (\d+)", str(error))
+        number = int(wrapped[1]) if wrapped else getattr(error, "errno", None)
+        if number is None or not wrapped and error.filename is not None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def sweep(folder):
@@ -160,6 +161,15 @@ def new_npy(temporary, shape, dtype=np.float32):
     return out
 
 
+@contextlib.contextmanager
+def new_h5(temporary, size):
+    """A new HDF5 file for about `size` bytes. The room is asked for first: HDF5 crashes when the disk fills up."""
+    with open(temporary, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size + H5_OVERHEAD)
+    with h5py.File(temporary, "w") as file:
+        yield file
+
+
 def read_npy(path, mmap=False, made_by=None):
     """An array of numbers; never unpickled. made_by: the command to name when the file is missing.
 
@@ -230,14 +240,31 @@ def is_altered(path, record):
     return digest(path) != record["digest"]
 
 
-def known_digest(path):
-    """A file's digest: from its record, or by reading it; None for a large file that only reading would tell."""
+@functools.lru_cache
+def _known_digest(path, _):
+    """A file's digest: from its record, or by reading it; None for a large file that only reading would tell.
+
+    _: the file's time, so that a digest is remembered until the file changes.
+    """
     path, side = Path(path), layout.sidecar(path)
     if side != path and side.exists():
         record = read_json(side)
         if "digest" in record and not is_altered(path, record):
             return record["digest"]
     return digest(path) if path.stat().st_size <= READ_AT_MOST else None
+
+
+def changed_input(record, workdir, known=()):
+    """The name of a recorded input whose file is there but holds something else now; None if there is none.
+
+    Names are the last three parts of paths: `known` lists those that do not lie three below the working folder.
+    """
+    paths = {"/".join(path.parts[-3:]): path for path in known}
+    for name, wanted in record.get("inputs", {}).items():
+        path = paths.get(name, Path(workdir) / name)
+        if path.exists() and _known_digest(path, path.stat().st_mtime_ns) not in (None, wanted):
+            return name
+    return None
 
 
 def claim_folder(folder, wanted, overwrite, files=None):
@@ -356,7 +383,7 @@ class Shards:
     def write(self, stimuli, features, attributes):
         """One shard. stimuli (n,) ascending 73k ids; features (n, …)."""
         path = layout.feature_shard(self.folder, int(stimuli[0]), int(stimuli[-1]) + 1)
-        with atomic(path) as temporary, h5py.File(temporary, "w") as file:
+        with atomic(path) as temporary, new_h5(temporary, features.nbytes) as file:
             file.create_dataset("stim_ids", data=np.asarray(stimuli, np.int64))
             file.create_dataset("features", data=features)
             for key, value in sorted(attributes.items()):
@@ -446,14 +473,16 @@ class SubjectFeatures:
         return self.file.dataset(f"{split}/features", "biuf", 2)
 
 
-def write_subject_features(path, splits, attributes, wanted, progress=None, block=256):
-    """Write a subject matrix from shards, and its record `wanted` beside it.
+def write_subject_features(path, splits, attributes, wanted=None, progress=None, block=256):
+    """Write a subject matrix from shards, and its record `wanted`, if there is one, beside it.
 
     splits: {"tr": (stim_ids (n,), trial_rows (trials,), read), "te": …}, where read(ids) gives (len(ids), …) features.
     attributes: what made the features. progress: called with the number of stimuli done.
     """
+    first, _, read = next(iter(splits.values()))
+    bytes_each = read(first[:1]).nbytes
     with atomic(path) as temporary:
-        with h5py.File(temporary, "w") as file:
+        with new_h5(temporary, bytes_each * sum(len(stimuli) for stimuli, *_ in splits.values())) as file:
             for split, (stimuli, trial_rows, read) in splits.items():
                 group = file.create_group(split)
                 group.create_dataset("stim_ids", data=np.asarray(stimuli, np.int64))
@@ -471,4 +500,5 @@ def write_subject_features(path, splits, attributes, wanted, progress=None, bloc
                         progress(len(features))
             for key, value in sorted(attributes.items()):
                 file.attrs[key] = str(value)
-        finish(path, wanted, temporary)
+        if wanted is not None:
+            finish(path, wanted, temporary)
