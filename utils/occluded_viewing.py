@@ -50,7 +50,7 @@ def events(root, subject):
     if not root.exists(events_key(subject)):
         raise Problem(f"{name} does not exist", "NSD itself has no occluded viewing: bring a data set of it "
                       "(docs/amodal_completion.md), or build the simulated one with python -m mini_nsd.build DIR")
-    rows = nsd.table(root.read(events_key(subject)), "\t", name)
+    rows = nsd.table(root.read(events_key(subject)), "\t", name, "write it as UTF-8, tab-separated")
     missing = [column for column in NEEDED if not rows or rows[0].get(column) is None]
     if missing:
         raise Problem(f"{name} has no {'column ' + ' '.join(missing) if rows else 'trial'}", f"it needs {' '.join(NEEDED)}")
@@ -67,7 +67,7 @@ def _checked(row, where):
         raise Problem(f"{where} has trial_type {row['trial_type']!r}", "use whole or occluded")
     if row["mask_id"] is None or row["trial_type"] == "occluded" and row["mask_id"] in NO_MASK:
         raise Problem(f"{where} is an occluded trial without a mask_id", "name one of masks/ in shown.hdf5")
-    stimulus = nsd.whole_number(row["stim_id"], f"stim_id in {where}")
+    stimulus = nsd.whole_number(row["stim_id"], f"stim_id in {where}", "give 0-based 73k ids")
     if not 0 <= stimulus < nsd.STIMULI:
         raise Problem(f"{where} has stim_id {stimulus}", f"give 0-based 73k ids, below {nsd.STIMULI}")
     return stimulus
