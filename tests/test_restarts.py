@@ -1,15 +1,15 @@
 """Stages that are killed, starved of disk, locked out, run twice at once or fed the wrong thing (docs/reliability.md)."""
-import os
 import random
 import shutil
 import time
 
+import h5py
 import numpy as np
 import pytest
 
 from tests import stage_runs, tiny_nsd
 from tests.stage_runs import SUBJECT, contents, finished
-from utils import icnn, layout, models
+from utils import icnn, layout, models, store
 
 WHO, CPU = ["--subject", SUBJECT], ["--gpu", "-1"]
 TWO = ["early", "ventral"]
@@ -103,6 +103,19 @@ def said_one_line(err):
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and " — " in lines[0] and "Traceback" not in err, err
     return lines[0]
+
+
+# redone when asked
+
+
+def test_overwriting_a_range_of_features_leaves_the_rest(run, work):
+    folder = layout.features(work, "c")
+    before, ids = finished(folder), store.Shards(folder)
+    asked = int(h5py.File(sorted(folder.glob("*.h5"))[1])["stim_ids"][0])
+    run([*STAGES["sd"], "--imgidx", asked, "--overwrite"], work)
+    after = finished(folder)
+    assert after.keys() == before.keys() and sum(after[path] != before[path] for path in before) == 1
+    assert not store.Shards(folder).missing(ids._where)
 
 
 # killed

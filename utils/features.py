@@ -87,11 +87,11 @@ def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, p
     attributes = attributes | models.identity(role) | {
         "dtype": str(dtype).removeprefix("torch."), "code_version": __version__}
     shards = {name: store.Shards(layout.features(args.workdir, name)) for name in names}
+    ids = wanted(args, stimuli)
     for name, each in shards.items():
         if args.overwrite:
-            each.clear()
+            ids = np.union1d(ids, each.clear(ids, attributes | {"feature": name}))
         each.check(attributes | {"feature": name})
-    ids = wanted(args, stimuli)
     missing = sorted({stimulus for each in shards.values() for stimulus in each.missing(ids)})
     parts = [[part[start:start + batch] for start in range(0, len(part), batch)]
              for part in store.shard_ranges(missing, SHARD)]

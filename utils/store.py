@@ -391,11 +391,24 @@ class Shards:
         for row, stimulus in enumerate(stimuli):
             self._where[int(stimulus)] = (path, row)
 
-    def clear(self):
-        """Remove every shard, for --overwrite."""
-        for path in self.folder.glob("[0-9]*-[0-9]*.h5"):
+    def clear(self, stimuli, wanted):
+        """For --overwrite: remove shards that were made otherwise than `wanted` says, and those that hold any of `stimuli`.
+
+        Returns what is to be made: `stimuli`, and those that lay in one shard with them.
+        """
+        wanted, again = {key: str(value) for key, value in wanted.items()}, {int(stimulus) for stimulus in stimuli}
+        asked = frozenset(again)
+        for path in sorted(self._known):
+            with self._open(path) as file:
+                alike = difference({key: str(value) for key, value in file.attributes().items()}, wanted) is None
+            held = {stimulus for stimulus, (where, _) in self._where.items() if where == path}
+            if alike and not held & asked:
+                continue
             path.unlink()
-        self._where.clear()
+            self._known.remove(path)
+            self._where = {stimulus: place for stimulus, place in self._where.items() if stimulus not in held}
+            again |= held if alike else set()
+        return np.array(sorted(again))
 
     def read(self, stimuli, made_by):
         """(n, …) features of `stimuli`, in the order given. Raises Problem naming the missing ones: none is made up."""
