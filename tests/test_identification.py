@@ -230,7 +230,7 @@ def test_what_is_missing_or_broken_is_one_line_and_writes_nothing(workdir, run):
     whole = path.read_bytes()
     path.write_bytes(whole[:-5])
     assert "not a whole .npy" in refused(run(workdir, "--usefeat", "clip"))
-    np.save(path, np.array(["a", "b"]))
+    np.save(path, np.array([True, False]))
     assert "not features" in refused(run(workdir, "--usefeat", "clip"))
     np.save(path, np.ones(30, np.float32))
     assert "reconstruction 7 has a constant feature" in refused(run(workdir, "--usefeat", "clip"))
