@@ -167,7 +167,7 @@ def test_a_fetch_that_is_killed_goes_on_from_the_byte_where_it_stopped(start, wo
     with tiny_nsd.FaultyS3(world) as server:
         s3 = {"environment": {"NSD_ROOT": f"s3://{tiny_nsd.BUCKET}", "AWS_ENDPOINT_URL_S3": server.url}}
         server.faults = [("nsd_stimuli", ("stall", 100_000))]
-        process, part = start(["img2feat_sd.py"], tmp_path, **s3), path.with_name(path.name + ".part")
+        process, part = start(["img2feat_sd.py"], tmp_path, **s3), layout.fetched(path)
         while not (part.exists() and part.stat().st_size) and process.process.is_alive():
             time.sleep(0.01)
         process.kill()
@@ -249,7 +249,7 @@ def test_a_read_only_folder_is_one_line(start, work, stage):
 
 
 @pytest.mark.parametrize("stage, name, said", [
-    ("mri", "{world}/" + tiny_nsd.BETAS.format(1), "denied"),
+    ("mri", "{world}/" + tiny_nsd.BETAS.format(1), "check its permissions"),
     ("latent", "nsdfeat/init_latent/000006-000009.h5", "may not be read"),
     ("ridge c", "nsdfeat/subjfeat/subj01_each_c.h5", "may not be read"),
     ("ridge c", "mrifeat/subj01/subj01_ventral_betas_tr.npy", "Permission denied"),

@@ -302,6 +302,11 @@ def found_stimulus_images(folder):
     return sorted(Path(folder).glob("[0-9]" * 6 + ".png"))
 
 
+def fetched(path):
+    """What has arrived so far of a file that is being fetched."""
+    return Path(path).with_name(Path(path).name + ".part")
+
+
 def parts(path):
     """Folder of the finished parts of a large file that is being written; gone when it is whole."""
     return Path(path).with_name(f".{Path(path).name}.parts")

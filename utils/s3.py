@@ -150,7 +150,8 @@ class Bucket(Root):
         it differs from the object.
         """
         path = Path(path)
-        part, beside = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
+        part = layout.fetched(path)
+        beside = part.with_name(part.name + ".json")
         with store.locked(path):
             version = self.version(key)
             wanted = {"key": self.name(key), "size": version.size, "etag": version.tag}
@@ -273,7 +274,7 @@ class Folder(Root):
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise Missing(self.name(key)) from error
         except PermissionError as error:
-            raise Denied(self.name(key)) from error
+            raise Denied(self.name(key), "check its permissions") from error
 
 
 class Missing(Problem):
@@ -282,8 +283,8 @@ class Missing(Problem):
 
 
 class Denied(Problem):
-    def __init__(self, name):
-        super().__init__(f"access to {name} is denied", "check NSD_ROOT: requests are anonymous, and it is not public")
+    def __init__(self, name, todo="check NSD_ROOT: requests are anonymous, and it is not public"):
+        super().__init__(f"access to {name} is denied", todo)
 
 
 class _Resuming(io.RawIOBase):

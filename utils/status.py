@@ -19,8 +19,8 @@ WEIGHTS_READ = 256 << 20  # bytes of a model's weights up to which they are read
 class Step:
     """What one command is to leave, and what that must say of itself.
 
-    files: those that must be there. record: (JSON of what made them, what it must hold), several for several artifacts.
-    reads, writes: files and folders, by which the steps depend on each other.
+    files: those that must be there. records: [(JSON of what made them, what it must hold)]. reads, writes: files and
+    folders, by which the steps depend on each other. note: what there is to say. state: where it is known already.
     """
 
     files: list
@@ -28,6 +28,7 @@ class Step:
     reads: list = field(default_factory=list)
     writes: list = field(default_factory=list)
     note: str = ""
+    state: str = ""
 
 
 def of(steps, arguments):
@@ -49,6 +50,8 @@ def of(steps, arguments):
 
 
 def _judge(step, workdir):
+    if step.state:
+        return step.state, step.note
     there = [path for path in step.files if path.exists()]
     known = [(path, wanted) for path, wanted in step.records if path.exists()]
     if not there:
@@ -110,9 +113,10 @@ def _mri(args):
 def _stimuli(args):
     root = s3.Root.from_env()
     if root.local:
-        return Step([root.path(nsd.STIMULI_KEY)], note="used in place")
+        there = root.exists(nsd.STIMULI_KEY)
+        return Step([], state=DONE if there else MISSING, note="used in place" if there else "")
     path = layout.stimuli(args.workdir)
-    part = path.with_name(path.name + ".part")
+    part = layout.fetched(path)
     return Step([path], writes=[path], note=f"{part.stat().st_size:,} bytes fetched" if part.exists() else "")
 
 
@@ -147,11 +151,9 @@ def _shards(args, names, role, own):
             raise Problem(f"{folder.name}: {differ}", "")
         count += len(ids) if ids is not None else 1
         missing += len(shards.missing(ids)) if ids is not None else not found
-    there = [folder for folder in folders if any(folder.glob("*.h5"))] if missing < count else []
-    files = folders if there else [folder / "none" for folder in folders]
-    lacks = f"{count - missing:,} of {count:,} features" if missing else ""
-    return Step(files + ([folders[0] / "rest"] if missing and there else []), reads=[
-        layout.stimuli(args.workdir), Path(occluded)], writes=folders, note=lacks if there else "")
+    state = DONE if not missing else PARTIAL if missing < count else MISSING
+    return Step([], reads=[layout.stimuli(args.workdir), Path(occluded)], writes=folders, state=state,
+                note=f"{count - missing:,} of {count:,} features" if state == PARTIAL else "")
 
 
 def _sd(args):
