@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests import tiny_nsd
 from utils import captioning, completion, features, figures, icnn, images, layout, nsd, occluded_viewing, occlusion, s3, store
+from utils import hdf5 as h5
 from utils import trials
 from utils.errors import Problem
 
@@ -320,3 +321,12 @@ def test_a_damaged_file_is_read_as_a_valid_one_or_is_a_problem(folders, name):
         attempt(name, folders[name], found)
 
     damaged()
+
+
+def test_a_heap_of_strings_that_would_make_the_hdf5_library_loop_is_refused(tmp_path):
+    whole = bytearray(hdf5({"model": "m"}, stim_ids=[0]))
+    entry = whole.index(b"GCOL") + 16
+    whole[entry:entry + 16] = bytes(16)
+    (tmp_path / "a.h5").write_bytes(whole)
+    with h5.File(tmp_path / "a.h5", "x", "y") as file, pytest.raises(Problem, match="a heap of strings"):
+        file.attributes()
