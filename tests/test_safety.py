@@ -175,6 +175,7 @@ def test_a_hub_that_does_not_answer_is_one_problem(monkeypatch, offline):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
     monkeypatch.setenv("NSD_MODELS", "hub")
     models.forget()
+    models.identity.cache_clear()
     with pytest.raises(Problem, match="the revision of openai/clip.* is not known"):
         models.identity("clip")
     assert bool(connected) is not offline
