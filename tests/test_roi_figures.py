@@ -9,24 +9,26 @@ IMAGES, DIMS = 12, 20
 
 @pytest.fixture
 def ws(tmp_path):
-    """Decoded features of two ROIs, one of them good; a control; a target whose true features are gone."""
+    """Decoded features of two ROIs, one of them good; a control; an occluded twin; a target whose true features are gone."""
     ws = layout.Workspace(tmp_path, "subj01")
     random = np.random.default_rng(0)
     truth = random.standard_normal((IMAGES, DIMS)).astype(np.float32)
     store.write_subject_features(ws.subject_features("each", "c"), {
         split: (np.arange(IMAGES), np.arange(IMAGES), lambda ids: truth[ids]) for split in ("tr", "te")}, {}, {})
     for roi, target, noise, more in (("early", "c", 0.1, {}), ("ventral", "c", 30.0, {}), ("early", "blip", 1.0, {}),
-                                     ("ventral", "c", 0.0, {"shuffle_trials": 3})):
-        path = ws.scores([roi], target, control="shuffled3" if more else None)
+                                     ("ventral", "c", 0.0, {"shuffle_trials": 3}),
+                                     ("early", "c_occluded", 0.1, {"dataset": "occluded"})):
+        path = ws.scores([roi], target, control="shuffled3" if "shuffle_trials" in more else None)
         path.parent.mkdir(parents=True, exist_ok=True)
         store.write_npy(path, truth + noise * random.standard_normal(truth.shape).astype(np.float32))
-        options = {"rois": [roi], "target": target, "mode": "fixed", "shuffle_trials": None,
+        options = {"rois": [roi], "target": target, "mode": "fixed", "dataset": "original",
+                   "shuffle_trials": None,
                    "voxels": {"atlas": "streams", "zscore": None, "ncsnr_min": None}} | more
         store.write_json(layout.sidecar(path), {"made_by": "ridge.py", "options": options, "test_correlation": 0.25})
     return ws
 
 
-def test_regions_are_told_apart_and_controls_left_out(ws):
+def test_regions_are_told_apart_and_controls_and_occluded_twins_left_out(ws):
     cells = roi_figures.found(ws)
     assert set(cells) == {("c", "early"), ("c", "ventral"), ("blip", "early")}
     good, poor = (roi_figures.identified(ws, "c", cells["c", roi]["path"]) for roi in ("early", "ventral"))

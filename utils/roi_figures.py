@@ -18,12 +18,12 @@ PANELS = (("correlation", "correlation with the true feature\n(mean over dims, t
 
 
 def found(ws):
-    """{(target, ROI or "several"): record and path of the scores}, in the default mode, without controls."""
+    """{(target, ROI or "several"): record and path of the scores}: whole images, default mode, no controls."""
     cells = {}
     for side in ws.found_scores():
         record = store.read_json(side)
         options = record.get("options", {})
-        plain = {"mode": "fixed", "shuffle_trials": None,
+        plain = {"mode": "fixed", "shuffle_trials": None, "dataset": "original",
                  "voxels": {"atlas": "streams", "zscore": None, "ncsnr_min": None}}
         if record.get("made_by") != "ridge.py" or any(options.get(name) != value for name, value in plain.items()):
             continue
