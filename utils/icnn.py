@@ -331,5 +331,7 @@ def feature_scale(args, ws, encoder):
 
 def save_tiff(path, picture):
     """(h, w, 3) uint8 RGB → TIFF."""
+    whole = io.BytesIO()  # Pillow writes a TIFF to a real file past Python, and does not notice a full disk
+    Image.fromarray(picture).save(whole, format="TIFF")
     with store.atomic(path) as temporary:
-        Image.fromarray(picture).save(temporary, format="TIFF")
+        temporary.write_bytes(whole.getbuffer())
