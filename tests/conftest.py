@@ -9,7 +9,7 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--run-slow"):
         return
-    skip = pytest.mark.skip(reason="builds a full-size architecture; runs with --run-slow")
+    skip = pytest.mark.skip(reason="slow (a full-size architecture, or every stage many times); runs with --run-slow")
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
