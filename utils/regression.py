@@ -251,7 +251,7 @@ class Decoder:
         for _, voxels in self._chunks(trials):
             for start in range(0, self.n_voxels, width):
                 stop = min(start + width, self.n_voxels)
-                gram[start:stop, :stop] += _product(voxels[:, start:stop].T, voxels[:, :stop])
+                gram[start:stop, :stop].addmm_(voxels[:, start:stop].T, voxels[:, :stop])
         for start in range(0, self.n_voxels, width):
             stop = min(start + width, self.n_voxels)
             gram[:start, start:stop] = gram[start:stop, :start].T
@@ -262,7 +262,7 @@ class Decoder:
         kernel = torch.empty(self.n_trials, self.n_trials, dtype=torch.float64, device=self.device)
         for rows, left in self._chunks(np.arange(self.n_trials)):
             for columns, right in self._chunks(np.arange(rows[-1] + 1)):
-                product = _product(left, right.T)
+                product = left @ right.T
                 kernel[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1] = product
                 kernel[columns[0]:columns[-1] + 1, rows[0]:rows[-1] + 1] = product.T
         return kernel
@@ -373,7 +373,7 @@ class Decoder:
             for stimuli in self._row_chunks(np.arange(self.n_stimuli)):
                 trials = np.flatnonzero((self._stimulus >= stimuli[0]) & (self._stimulus <= stimuli[-1]))
                 present, sums = self._stimulus_sums(trials, torch.float64)
-                weights[:, torch.from_numpy(present).to(self.device)] = _product(solved, sums.T)
+                weights[:, torch.from_numpy(present).to(self.device)] = solved @ sums.T
         if self.mode == "fixed":
             weights += torch.from_numpy(self._counts / self.n_trials).to(self.device)
         return weights
@@ -383,10 +383,10 @@ class Decoder:
         if self._full_eigen is None:
             factor, smallest = _cholesky(self._gram, alpha)
             if factor is not None and float(self._gram.trace()) < _CHOLESKY_CONDITION * smallest:
-                return _cholesky_solve(self._test.T, factor).T
+                return torch.cholesky_solve(self._test.T, factor).T
             self._full_eigen = _eigen(self._gram.clone())
         values, vectors = self._full_eigen
-        return _product(_product(self._test, vectors) / (values + alpha), vectors.T)
+        return (self._test @ vectors / (values + alpha)) @ vectors.T
 
     def _dual_weights(self, alpha):
         """As `prediction_weights` without the intercept, from the kernel XX'."""
@@ -394,8 +394,8 @@ class Decoder:
             # Standardised voxels have mean zero over all trials, so the kernel is centred already.
             self._full_eigen = _eigen(self._gram.clone())
         values, vectors = self._full_eigen
-        cross = torch.cat([_product(self._test, voxels.T) for _, voxels in self._chunks(np.arange(self.n_trials))], 1)
-        per_trial = _product(_product(cross, vectors) / (values + alpha), vectors.T)
+        cross = torch.cat([self._test @ voxels.T for _, voxels in self._chunks(np.arange(self.n_trials))], 1)
+        per_trial = (cross @ vectors / (values + alpha)) @ vectors.T
         weights = torch.zeros(len(self._test), self.n_stimuli, dtype=torch.float64, device=self.device)
         return weights.index_add_(1, torch.from_numpy(self._stimulus).to(self.device), per_trial)
 
@@ -470,7 +470,7 @@ class Decoder:
         for index in np.unique(chosen):
             weights, sums = self._cached_weights(float(tally.grid[index]))
             dims = torch.from_numpy(np.flatnonzero(chosen == index)).to(self.device)
-            part = _product(targets[dims], weights.T).double() + mean[dims, None] * sums
+            part = (targets[dims] @ weights.T).double() + mean[dims, None] * sums
             predictions[dims] = part.float()
         predictions = predictions.T.cpu().numpy()
         if truth is not None:
@@ -518,7 +518,7 @@ class Decoder:
             # there are alphas, however many bases are local to a part of the spectrum.
             directions, weights = torch.linalg.qr(differences.T)
             mixing = torch.cat([-anchor[None], directions.T]).to(terms.dtype)
-            mixed = _product(mixing, terms.flatten(1)).view(len(mixing), len(targets), -1)
+            mixed = (mixing @ terms.flatten(1)).view(len(mixing), len(targets), -1)
             mixed[0].add_(values[:, stimulus]).add_(offset[:, None])
             products = torch.bmm(mixed.transpose(0, 1), mixed.permute(1, 2, 0)).double()
             signed = torch.cat([torch.ones_like(weights[:1]), -weights]).T
@@ -622,7 +622,7 @@ class Decoder:
                 if not torch.isfinite(values).all():
                     raise ValueError(f"features of stimulus rows {rows.min()}..{rows.max()} are not finite — "
                                      "extract the features again")
-                update = _product(part, values).cpu().numpy()
+                update = (part @ values).cpu().numpy()
                 out[:, block] = update if done == 0 else out[:, block] + update
             done += len(rows)
             if progress is not None:
@@ -716,7 +716,7 @@ class _Spectrum:
     def _expand(self, projected, basis, out):
         """Write right' (scale × projected) of every basis function to out (bases, dims, validation trials)."""
         for j, (start, stop, scale) in enumerate(basis):
-            _product(projected[:, start:stop] * scale.to(self.dtype), self.right[start:stop], out=out[j])
+            torch.mm(projected[:, start:stop] * scale.to(self.dtype), self.right[start:stop], out=out[j])
 
 
 class _VoxelFold:
@@ -731,7 +731,7 @@ class _VoxelFold:
 
     def held_out_products(self, targets):
         """(SY)'X over validation trials, (dims, voxels)."""
-        return _product(targets[:, self.stimuli], self.sums)
+        return targets[:, self.stimuli] @ self.sums
 
     def _training_products(self, targets, level, products):
         """(SY)'X over training trials (dims, voxels), centred in "fixed" mode, `level` (dims,) added to Y in "paper"
@@ -758,13 +758,13 @@ class _EigenFold(_VoxelFold, _Spectrum):
         condition = float(self.values[-1] / self.values[0]) ** 0.5
         self.dtype = torch.float64 if double or _EPS32 * condition > 3e-5 else torch.float32
         offset, self.vectors = (mean @ vectors).to(self.dtype), vectors.to(self.dtype)
-        self.right = torch.cat([_product(v.to(self.dtype), self.vectors) - offset for _, v in decoder._chunks(validation)])
+        self.right = torch.cat([v.to(self.dtype) @ self.vectors - offset for _, v in decoder._chunks(validation)])
         self.right = self.right.T.contiguous()
         self._take_sums(decoder, k, mean)
 
     def bases(self, targets, level, basis, products, out):
         """Write the bases P_j of targets (dims, n_stimuli) to out (bases, dims, validation trials)."""
-        self._expand(_product(self._training_products(targets, level, products), self.vectors), basis, out)
+        self._expand(self._training_products(targets, level, products) @ self.vectors, basis, out)
 
 
 class _DualFold(_Spectrum):
@@ -783,7 +783,7 @@ class _DualFold(_Spectrum):
             cross = cross - column - cross.mean(1, keepdim=True) + column.mean()
             kernel = kernel - column - column[:, None] + column.mean()
         self.values, vectors = _eigen(kernel)
-        self.right = _product(cross, vectors / self.values).T.to(self.dtype).contiguous()
+        self.right = (cross @ (vectors / self.values)).T.to(self.dtype).contiguous()
         stimuli, position = np.unique(decoder._stimulus[training], return_inverse=True)
         left = torch.zeros(len(stimuli), vectors.shape[1], dtype=torch.float64, device=decoder.device)
         left.index_add_(0, torch.from_numpy(position).to(decoder.device), vectors)
@@ -795,7 +795,7 @@ class _DualFold(_Spectrum):
 
     def bases(self, targets, level, basis, products, out):
         """Write the bases P_j of targets (dims, n_stimuli) to out (bases, dims, validation trials)."""
-        projected = _product(targets[:, self.stimuli], self.left)
+        projected = targets[:, self.stimuli] @ self.left
         if level is not None:
             projected += level[:, None] * self.left.sum(0)
         self._expand(projected, basis, out)
@@ -826,12 +826,12 @@ class _SeriesFold(_VoxelFold):
         # The first two terms always: their ratio tells the smallest of alphas apart.
         n_terms = 1 if radius == 0 else max(2, int(np.ceil(np.log(_BASIS_TOLERANCE) / np.log(radius / smallest))))
         rows = torch.cat([v - mean for _, v in decoder._chunks(decoder.validation_trials[k])])
-        rows = _cholesky_solve(rows.T, factor).float()
+        rows = torch.cholesky_solve(rows.T, factor).float()
         fold.centre, fold.right = centre, [rows.contiguous()]
         # The further terms are at most _SERIES_RATIO of the first: single precision is plenty for them.
         factor = factor.float() if n_terms > 1 else factor
         for _ in range(n_terms - 1):
-            rows = _cholesky_solve(rows, factor)
+            rows = torch.cholesky_solve(rows, factor)
             fold.right.append(rows.contiguous())
         fold._take_sums(decoder, k, mean)
         return fold
@@ -852,7 +852,7 @@ class _SeriesFold(_VoxelFold):
         """Write the bases P_j of targets (dims, n_stimuli) to out (bases, dims, validation trials)."""
         products = self._training_products(targets, level, products)
         for j, right in enumerate(self.right):
-            _product(products, right, out=out[j])
+            torch.mm(products, right, out=out[j])
 
 
 # -------------------------------------------------------------------- numerics
@@ -878,37 +878,15 @@ def _cholesky(gram, alpha):
     """Lower factor of gram + alpha (None if not positive definite) and a low estimate of its smallest eigenvalue."""
     shifted = gram.clone()
     shifted.diagonal().add_(alpha)
-    if shifted.device.type == "cpu":
-        # The transpose of a symmetric matrix is itself, in the column order that LAPACK wants.
-        upper, failed = scipy.linalg.lapack.dpotrf(shifted.numpy().T, lower=0, overwrite_a=1)
-        factor = torch.from_numpy(upper.T)
-    else:
-        factor, failed = torch.linalg.cholesky_ex(shifted)
+    factor, failed = torch.linalg.cholesky_ex(shifted)
     if int(failed):
         return None, 0.0
     # Block power iteration on the inverse; it comes within a third, and half of it is kept as a margin.
     generator = torch.Generator().manual_seed(0)
     block = torch.randn(len(gram), 8, dtype=gram.dtype, generator=generator).to(gram.device)
     for _ in range(8):
-        block = _cholesky_solve(torch.linalg.qr(block)[0], factor)
+        block = torch.cholesky_solve(torch.linalg.qr(block)[0], factor)
     return factor, 0.5 / float(torch.linalg.matrix_norm(block, 2))
-
-
-def _cholesky_solve(right, factor):
-    """(factor factor')^-1 right, for a lower factor (n, n) and right (n, columns)."""
-    if right.device.type != "cpu":
-        return torch.cholesky_solve(right, factor)
-    return torch.from_numpy(scipy.linalg.cho_solve((factor.numpy().T, False), right.numpy(), check_finite=False))
-
-
-def _product(a, b, out=None):
-    """a @ b of two matrices. On a CPU by NumPy: OpenBLAS is up to twice as fast as torch's MKL on AMD's processors."""
-    if a.device.type != "cpu":
-        return torch.mm(a, b, out=out)
-    if out is None:
-        return torch.from_numpy(np.matmul(a.numpy(), b.numpy()))
-    np.matmul(a.numpy(), b.numpy(), out=out.numpy())
-    return out
 
 
 def _low_rank(rows):
