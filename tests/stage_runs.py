@@ -10,6 +10,7 @@ import runpy
 import signal
 import sys
 from pathlib import Path
+from unittest import mock
 
 
 from tests import tiny_nsd
@@ -53,7 +54,8 @@ class Run:
         argv = [str(ROOT / script), *flags, "--workdir", str(workdir)]
         self._said, reply = START.Pipe(duplex=False)
         self.process = START.Process(target=_stage, args=(argv, environment, reply, kill_at, settings))
-        self.process.start()
+        with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):  # for the server, which the first run starts
+            self.process.start()
         reply.close()
 
     def kill(self):
