@@ -23,7 +23,7 @@ def main():
     args = parser.parse_args()
     world, work = args.folder / "world", args.folder / "work"
     started = time.monotonic()
-    run("-m", "mini_nsd.build", world)
+    run("-m", "mini_nsd.build", world, "--subjects", SUBJECT)
     with serve.serving(world) as endpoint:
         environment = os.environ | {
             "NSD_ROOT": "s3://natural-scenes-dataset", "AWS_ENDPOINT_URL_S3": endpoint, "NSD_MODELS": "tiny"}

@@ -2,8 +2,8 @@
 from utils import decoded, depth, icnn, layout, reconstruction
 
 CONTROL_SEED = 0
-HELD_OUT_CLUSTERS = 5
-INPAINTED, RECONSTRUCTED = 24, 12               # views, of amodal_completion.py
+HELD_OUT_CLUSTERS = 3
+INPAINTED, RECONSTRUCTED = 12, 8                # views, of amodal_completion.py
 # What each method needs beside the cvpr method's features, in order; a method needs what the ones before it need.
 NEEDS = {"cvpr": ["sd"], "text": ["sd", "captions"], "gan": ["captions", "gan"], "depth": ["captions", "gan", "depth"]}
 
