@@ -151,10 +151,11 @@ def write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
     if path.resolve() == stimuli.path.resolve():
         raise Problem(f"{path} is both input and output", "give another --output_path")
     with store.locked(path):
-        if store.is_done(path, wanted, overwrite):
-            return False
-        _write_hdf5(stimuli, ids, path, wanted, overwrite, progress)
-    return True
+        done = store.is_done(path, wanted, overwrite)
+        if not done:
+            _write_hdf5(stimuli, ids, path, wanted, overwrite, progress)
+        shutil.rmtree(layout.parts(path), ignore_errors=True)  # also what a run left that was killed right here
+    return not done
 
 
 def _write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
@@ -181,7 +182,6 @@ def _write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
                 file.attrs[key] = value
             file.attrs["input"] = json.dumps(wanted["input"], sort_keys=True)
         store.finish(path, wanted)
-    shutil.rmtree(parts)
 
 
 def _datasets(file, count, shape):
