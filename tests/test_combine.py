@@ -1,16 +1,11 @@
 """Predictions of several ROIs combine by training scores alone, and only if they belong together."""
 import json
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from utils import layout, store
 
-ROOT = Path(__file__).parents[1]
 SHAPE = (7, 13)
 
 
@@ -29,18 +24,11 @@ def predict(workdir, roi, value=None, shape=SHAPE, *, dataset=None, control=None
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, command_line):
     """Run the stage as its command line does; gives returncode, stdout and stderr."""
     def command(*arguments, rois=("early", "ventral")):
-        monkeypatch.setattr(sys, "argv", ["combine_roi_predictions.py", "--workdir", str(tmp_path), "--subject",
-                                          "subj01", "--target", "c", "--rois", *rois, *map(str, arguments)])
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / "combine_roi_predictions.py"), run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, status, out, err)
+        return command_line("combine_roi_predictions.py", "--workdir", tmp_path, "--subject", "subj01", "--target", "c",
+                            "--rois", *rois, *arguments)
     return command
 
 

@@ -1,10 +1,6 @@
 """The table of metrics, captions' scores and the held-out check agree with slow references; what is absent is named."""
 import csv
 import json
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -23,7 +19,6 @@ from utils import caption_scores, captioning, evaluation_table, evaluators, held
 from utils import picture_metrics, regression, store
 from utils.errors import Problem
 
-ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 COLUMNS = "run,method,dataset,control,metric,direction,value,low,high,chance,n_images,note"
 IMAGES, SAMPLES, SIDE = 5, 2, 64
@@ -33,16 +28,10 @@ def common(workdir):
     return ["--workdir", str(workdir), "--subject", "subj01", "--gpu", "-1"]
 
 
-def command(monkeypatch, capsys, workdir, *arguments):
+@pytest.fixture
+def evaluate(command_line):
     """evaluate.py as from its command line: returncode, stdout and stderr."""
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *common(workdir), *arguments])
-    status = 0
-    try:
-        runpy.run_path(str(ROOT / "evaluate.py"), run_name="__main__")
-    except SystemExit as end:
-        status = end.code
-    out, err = capsys.readouterr()
-    return subprocess.CompletedProcess(arguments, status, out, err)
+    return lambda workdir, *arguments: command_line("evaluate.py", *common(workdir), *arguments)
 
 
 def reconstruct(ws, run, seed, noise=60):
@@ -111,8 +100,8 @@ def test_ssim_is_that_of_a_loop_over_gaussian_windows_and_one_for_itself():
     assert picture_metrics.pixel_correlation(pictures[0], pictures[0]) == pytest.approx(1)
 
 
-def test_every_metric_is_that_of_one_pair_of_pictures_at_a_time(ws, monkeypatch, capsys):
-    done = command(monkeypatch, capsys, ws.workdir)
+def test_every_metric_is_that_of_one_pair_of_pictures_at_a_time(ws, evaluate):
+    done = evaluate(ws.workdir)
     assert done.returncode == 0, done.stderr
     originals, samples = load(ws.samples("cvpr"))
     found = evaluation_table.columns(ws.evaluation_per_image("cvpr"))
@@ -148,9 +137,9 @@ def test_every_metric_is_that_of_one_pair_of_pictures_at_a_time(ws, monkeypatch,
         [found["CLIP"].mean(), low, high, 50], abs=1e-5)
 
 
-def test_absent_metrics_and_runs_are_named_with_the_reason(ws, monkeypatch, capsys):
+def test_absent_metrics_and_runs_are_named_with_the_reason(ws, evaluate):
     layout.sample_image(ws.samples("cvpr-true_features"), 2, 1).unlink()
-    done = command(monkeypatch, capsys, ws.workdir)
+    done = evaluate(ws.workdir)
     assert done.returncode == 0, done.stderr
     text = ws.evaluation_result("evaluation", "csv").read_text()
     assert text.splitlines()[0] == COLUMNS
@@ -166,7 +155,7 @@ def test_absent_metrics_and_runs_are_named_with_the_reason(ws, monkeypatch, caps
     assert "simulated subject" in done.stdout and "absent (" in done.stdout and "not run (" in done.stdout
 
 
-def test_distances_come_from_local_weights_and_are_scipys(ws, monkeypatch, capsys, tmp_path_factory):
+def test_distances_come_from_local_weights_and_are_scipys(ws, evaluate, monkeypatch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     networks = {"efficientnet": torchvision.models.efficientnet_b1().eval(),
@@ -182,11 +171,11 @@ def test_distances_come_from_local_weights_and_are_scipys(ws, monkeypatch, capsy
     weights = [folder / "swav", folder / "efficientnet"]
     for each in weights:
         each.rename(each.with_suffix(".away"))
-    assert command(monkeypatch, capsys, ws.workdir).returncode == 0
+    assert evaluate(ws.workdir).returncode == 0
     assert not row(ws, "cvpr", "SwAV")["value"]
     for each in weights:
         each.with_suffix(".away").rename(each)
-    assert command(monkeypatch, capsys, ws.workdir).returncode == 0  # weights that came later are used
+    assert evaluate(ws.workdir).returncode == 0  # weights that came later are used
     found = evaluation_table.columns(ws.evaluation_per_image("cvpr"))
     originals, samples = load(ws.samples("cvpr"))
     bodies = {"EffNet-B": ("efficientnet", 255), "SwAV": ("swav", 224)}
@@ -203,7 +192,7 @@ def test_distances_come_from_local_weights_and_are_scipys(ws, monkeypatch, capsy
         assert found[name][0] == pytest.approx(expected, rel=2e-3, abs=2e-6)
         assert row(ws, "cvpr", name)["direction"] == "lower"
     weights[0].rename(weights[0].with_suffix(".away"))
-    lost = command(monkeypatch, capsys, ws.workdir)  # what they measured is not replaced by a gap
+    lost = evaluate(ws.workdir)  # what they measured is not replaced by a gap
     assert lost.returncode == 1 and "--overwrite" in lost.stderr.splitlines()[-1]
     weights[0].with_suffix(".away").rename(weights[0])
     (folder / "swav/swav_800ep_pretrain.pth.tar").unlink()
@@ -213,7 +202,7 @@ def test_distances_come_from_local_weights_and_are_scipys(ws, monkeypatch, capsy
         models.classifier("swav", CPU)
 
 
-def test_features_already_there_are_used_only_if_of_the_same_pictures_and_network(ws, monkeypatch, capsys):
+def test_features_already_there_are_used_only_if_of_the_same_pictures_and_network(ws, evaluate):
     folder = ws.identification("cvpr")
     random = np.random.default_rng(3)
     for stem in [f"{image:05}_{what}" for image in range(IMAGES) for what in ("org", "000", "001")]:
@@ -225,7 +214,7 @@ def test_features_already_there_are_used_only_if_of_the_same_pictures_and_networ
     assert found() is None
     store.write_json(layout.manifest(folder), {"pictures": pictures})
     store.write_json(layout.manifest(folder / "networks"), networks)
-    assert command(monkeypatch, capsys, ws.workdir).returncode == 0
+    assert evaluate(ws.workdir).returncode == 0
     used = float(row(ws, "cvpr", "CLIP")["value"])
     vectors = {what: [np.load(layout.image_feature(folder, f"{image:05}_{what}", "clip")) for image in range(IMAGES)]
                for what in ("org", "000", "001")}
@@ -241,26 +230,26 @@ def test_features_already_there_are_used_only_if_of_the_same_pictures_and_networ
     assert found() is None
 
 
-def test_a_run_is_measured_once_and_again_when_its_pictures_change(ws, monkeypatch, capsys):
-    assert command(monkeypatch, capsys, ws.workdir).returncode == 0
+def test_a_run_is_measured_once_and_again_when_its_pictures_change(ws, evaluate, monkeypatch):
+    assert evaluate(ws.workdir).returncode == 0
     before = row(ws, "cvpr", "PixCorr")["value"]
     measured = []
     measure = evaluation_table.measure
     monkeypatch.setattr(evaluation_table, "measure",
                         lambda ws, run, *rest: measured.append(run) or measure(ws, run, *rest))
-    assert command(monkeypatch, capsys, ws.workdir).returncode == 0
+    assert evaluate(ws.workdir).returncode == 0
     assert not measured and row(ws, "cvpr", "PixCorr")["value"] == before
     Image.fromarray(load(ws.samples("cvpr"))[0][0]).save(layout.sample_image(ws.samples("cvpr"), 0, 0))
-    done = command(monkeypatch, capsys, ws.workdir)
+    done = evaluate(ws.workdir)
     assert measured == ["cvpr"] and "cvpr: its pictures have changed" in done.stderr
     assert float(row(ws, "cvpr", "PixCorr")["value"]) > float(before)
-    assert command(monkeypatch, capsys, ws.workdir, "--overwrite").returncode == 0
+    assert evaluate(ws.workdir, "--overwrite").returncode == 0
     assert measured == ["cvpr", "cvpr", "cvpr-true_features"]
 
 
-def test_a_uniform_picture_is_one_clear_error(ws, monkeypatch, capsys):
+def test_a_uniform_picture_is_one_clear_error(ws, evaluate):
     Image.new("RGB", (SIDE, SIDE)).save(layout.sample_image(ws.samples("cvpr"), 3, 1))
-    done = command(monkeypatch, capsys, ws.workdir)
+    done = evaluate(ws.workdir)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: ") and not done.stdout
     assert not ws.evaluation_per_image("cvpr").exists()
 
@@ -417,8 +406,8 @@ def whole(ws, monkeypatch, tmp_path):
     return ws
 
 
-def test_the_command_line_writes_every_table_and_resumes(whole, monkeypatch, capsys):
-    done = command(monkeypatch, capsys, whole.workdir, "--held_out_clusters", "3")
+def test_the_command_line_writes_every_table_and_resumes(whole, evaluate, monkeypatch):
+    done = evaluate(whole.workdir, "--held_out_clusters", "3")
     assert done.returncode == 0, done.stderr
     assert done.stdout == whole.evaluation_result("evaluation", "md").read_text()
     checked = rows(whole, "held_out")
@@ -438,21 +427,21 @@ def test_the_command_line_writes_every_table_and_resumes(whole, monkeypatch, cap
     assert all(store.read_json(layout.sidecar(whole.evaluation_result(name, "csv")))["simulated"]
                for name in ("evaluation", "captions", "held_out"))
     monkeypatch.setattr(held_out, "table", None)
-    assert command(monkeypatch, capsys, whole.workdir, "--held_out_clusters", "3").stdout == done.stdout
-    assert "Made before" in command(monkeypatch, capsys, whole.workdir).stdout
-    other = command(monkeypatch, capsys, whole.workdir, "--held_out_clusters", "2")
+    assert evaluate(whole.workdir, "--held_out_clusters", "3").stdout == done.stdout
+    assert "Made before" in evaluate(whole.workdir).stdout
+    other = evaluate(whole.workdir, "--held_out_clusters", "2")
     assert other.returncode == 1 and "--overwrite" in other.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("flags, status, said", [
     (["--held_out_clusters", "1"], 2, "at least 2"), (["--held_out_share", "1.5"], 2, "between 0 and 1"),
     (["--held_out_clusters", "3"], 1, "make_subjstim.py")])
-def test_what_the_check_lacks_is_said(ws, monkeypatch, capsys, flags, status, said):
-    done = command(monkeypatch, capsys, ws.workdir, *flags)
+def test_what_the_check_lacks_is_said(ws, evaluate, flags, status, said):
+    done = evaluate(ws.workdir, *flags)
     assert done.returncode == status and said in done.stderr.splitlines()[-1]
 
 
-def test_nothing_to_evaluate_is_an_error(tmp_path, monkeypatch, capsys):
+def test_nothing_to_evaluate_is_an_error(tmp_path, evaluate, monkeypatch):
     monkeypatch.setenv("NSD_MODELS", "tiny")
-    done = command(monkeypatch, capsys, tmp_path)
+    done = evaluate(tmp_path)
     assert done.returncode == 1 and "diffusion_decoding.py" in done.stderr and not list(tmp_path.iterdir())

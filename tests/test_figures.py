@@ -1,8 +1,4 @@
 """Figures show rows chosen by rule, mark controls and recovery checks, and say what they could not draw."""
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +6,6 @@ from PIL import Image
 
 from utils import figures, identification, layout, store
 
-ROOT = Path(__file__).parents[1]
 IMAGES = 6
 
 
@@ -38,18 +33,10 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(command_line):
     """Run the stage as its command line does; gives returncode, stdout and stderr."""
     def command(workdir, *arguments):
-        monkeypatch.setattr(sys, "argv", ["make_figures.py", "--workdir", str(workdir), "--subject", "subj01",
-                                          *arguments])
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / "make_figures.py"), run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, status, out, err)
+        return command_line("make_figures.py", "--workdir", workdir, "--subject", "subj01", *arguments)
     return command
 
 

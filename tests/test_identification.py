@@ -1,18 +1,12 @@
 """Identification agrees with the slow pairwise loop, its statistics behave, and the stage refuses what it must."""
 import csv
 import json
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from utils import identification, layout
 from utils.errors import Problem
-
-ROOT = Path(__file__).parents[1]
 
 
 def correlate(originals, samples, **more):
@@ -147,18 +141,10 @@ def write(workdir, run, feature, images, originals, samples):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(command_line):
     """Run a stage as its command line does; gives returncode, stdout and stderr."""
     def command(workdir, *arguments, script="identification.py"):
-        monkeypatch.setattr(sys, "argv", [script, "--workdir", str(workdir), "--subject", "subj01",
-                                          *map(str, arguments)])
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, status, out, err)
+        return command_line(script, "--workdir", workdir, "--subject", "subj01", *arguments)
     return command
 
 

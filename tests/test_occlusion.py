@@ -1,8 +1,4 @@
 """Occluders hide what was asked, where the seed says, and the files of occluded stimuli keep it so."""
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,7 +10,6 @@ from PIL import Image
 from utils import layout, nsd, occlusion
 from utils.errors import Problem
 
-ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 40, 56
 
 
@@ -29,17 +24,10 @@ def stimuli(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(command_line):
     """Run the stage as its command line does; gives returncode, stdout and stderr."""
     def command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["generate_occluded_images.py", *map(str, arguments)])
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / "generate_occluded_images.py"), run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, status, out, err)
+        return command_line("generate_occluded_images.py", *arguments)
     return command
 
 

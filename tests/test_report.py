@@ -1,11 +1,7 @@
 """The report is one file that fetches nothing, says what the artifacts say and what is missing, and can be browsed."""
 import html.parser
 import re
-import runpy
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,7 +10,6 @@ from PIL import Image
 
 from utils import completion, completion_stage, identification, layout, report_pictures, store
 
-ROOT = Path(__file__).parents[1]
 IMAGES = 6
 STIMULI = np.arange(10, 10 + IMAGES)
 HOSTILE = "</script><script>window.stolen = true</script><img src=x onerror='window.stolen = true'>"
@@ -87,21 +82,13 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
+def run(monkeypatch, command_line, tmp_path):
     """Run the stage as its command line does, with an empty NSD_ROOT; gives returncode, stdout and stderr."""
     monkeypatch.setenv("NSD_ROOT", str(tmp_path))
     monkeypatch.delenv("NSD_MODELS", raising=False)
 
     def command(workdir, *arguments):
-        monkeypatch.setattr(sys, "argv", ["make_report.py", "--workdir", str(workdir), "--subject", "subj01",
-                                          *arguments])
-        status = 0
-        try:
-            runpy.run_path(str(ROOT / "make_report.py"), run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, status, out, err)
+        return command_line("make_report.py", "--workdir", workdir, "--subject", "subj01", *arguments)
     return command
 
 
