@@ -102,15 +102,19 @@ def predict(voxels, rows, features, kept, test_voxels, *, mode="fixed", alphas=r
     return out
 
 
-def scores(predictions, truth, centre, members):
-    """{metric of METRICS: (members,) share of right choices} of a cluster's test images, by decoded features.
+def correlations(predictions, truth, centre):
+    """(n_test, n_test) r of decoded with true features, each (n_test, dims), less the training stimuli's mean, (dims,),
+    which would dominate r."""
+    return identification.correlations(range(len(truth)), lambda i: predictions[i] - centre,
+                                       lambda j: truth[j:j + 1] - centre)
 
-    predictions, truth (n_test, dims); centre (dims,): the training stimuli's mean, subtracted from both, for it would
-    dominate r; members: positions of the cluster's test images. A decoded feature is compared with the true ones of all
-    candidates: the share that correlates less than its own, ties one half. Within a cluster it takes two images.
+
+def scores(r, members):
+    """{metric of METRICS: (members,) share of right choices} of a cluster's test images, by `correlations`.
+
+    members: positions of the cluster's test images. A decoded feature is compared with the true ones of all candidates:
+    the share that correlates less than its own, ties one half. Within a cluster it takes two images.
     """
-    r = identification.correlations(range(len(truth)), lambda i: predictions[i] - centre,
-                                    lambda j: truth[j:j + 1] - centre)
     among_all = identification.accuracy(r)[members]
     within = identification.accuracy(r[np.ix_(members, members)]) if len(members) > 1 else np.empty(0)
     return dict(zip(METRICS, (within, among_all)))
@@ -123,18 +127,18 @@ def table(target, roi, clusters, share, seed, full, refit, truth, centre, progre
     training stimuli `kept` (n_train,) bool. low, high: 95% interval of the drop over test images, each with itself. In
     the pooled rows (cluster "all") n_train_removed is the mean over clusters.
     """
-    rows, pooled = [], {}
+    rows, pooled, of_full = [], {}, correlations(full, truth, centre)
     for cluster in range(clusters.count):
         members, removed = np.flatnonzero(clusters.test == cluster), clusters.removed(cluster, share)
         if len(members) and removed.any():
-            before = scores(full, truth, centre, members)
-            versions = {"": scores(refit(~removed), truth, centre, members)}
+            before = scores(of_full, members)
+            versions = {"": scores(correlations(refit(~removed), truth, centre), members)}
             others = np.flatnonzero(~removed)
             if len(others) > removed.sum():
                 kept = np.ones(len(removed), bool)
                 random = np.random.default_rng((seed, _REMOVE, cluster))
                 kept[random.choice(others, removed.sum(), replace=False)] = False
-                versions[AT_RANDOM] = scores(refit(kept), truth, centre, members)
+                versions[AT_RANDOM] = scores(correlations(refit(kept), truth, centre), members)
             for suffix, after in versions.items():
                 for metric in (metric for metric in METRICS if len(before[metric])):
                     found = (int(removed.sum()), before[metric], after[metric])

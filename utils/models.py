@@ -214,7 +214,7 @@ def classifier(role, device):
 
         _, name, weights = where.split("/")
         try:
-            state = _downloaded(torchvision.models.get_model_weights(name)[weights].url, check_hash=True)
+            state = _torchvision_state(name, weights)
             network, preprocessing = torchvision.models.get_model(name, **UNTRAINED[role]), IMAGENET
             network.load_state_dict(state)
         except UNREADABLE as error:
@@ -237,18 +237,24 @@ def _distance_network(role, where):
         elif role == "swav":
             state = _downloaded(SWAV_URL)
         else:
-            weights = torchvision.models.get_model_weights(name)[where.rsplit("/", 1)[1]]
-            state = _downloaded(weights.url, check_hash=True)
+            state = _torchvision_state(name, where.rsplit("/", 1)[1])
         network = torchvision.models.get_model(name)
         found = {key.removeprefix("module."): value for key, value in state.items()}
         lacking = network.load_state_dict(found, strict=False).missing_keys
-    except (OSError, RuntimeError, AttributeError, pickle.UnpicklingError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise Problem(f"cannot load the {role} weights from {where}: {error}",
                       "check the file, or the network for a hub") from error
     if body := [key for key in lacking if not key.startswith(("fc.", "classifier."))]:
         raise Problem(f"the {role} weights in {where} lack {len(body)} tensors of {name} (the first is {body[0]})",
                       "give a state dict under torchvision's names")
     return network
+
+
+def _torchvision_state(name, weights):
+    """The state dict of torchvision's weights of a network, by their name."""
+    import torchvision
+
+    return _downloaded(torchvision.models.get_model_weights(name)[weights].url, check_hash=True)
 
 
 def _downloaded(url, check_hash=False):
