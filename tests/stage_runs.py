@@ -12,9 +12,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-
 from tests import tiny_nsd
-from utils import layout
 
 ROOT = Path(__file__).resolve().parent.parent
 SUBJECT = "subj01"

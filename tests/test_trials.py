@@ -11,7 +11,7 @@ import make_subjmri
 import make_subjstim
 import ridge
 from tests import tiny_nsd
-from utils import layout, nsd, regression, store, subjstim, trials
+from utils import layout, regression, store, subjstim, trials
 from utils.errors import Problem
 
 
