@@ -8,6 +8,8 @@ Reads   decoded/image-*/{subject}/samples/, per_image_scores_{subject}_*.csv and
 Writes  figures/{reconstructions,captions}{,_occluded}_{subject}, identification_…, decoding_… and rois_…, .pdf and
         .png
 """
+import functools
+
 from utils import cli, figures, layout, roi_figures
 from utils.errors import Problem
 
@@ -39,7 +41,7 @@ def main(argv=None):
         if figure is None:
             cli.say(f"{name}: skipped, it needs {stage}")
         else:
-            print(*figures.save(figure, ws, name), sep="\n")
+            print(*figures.save(figure, functools.partial(ws.figure, name)), sep="\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 
 import h5py
 import numpy as np
-from PIL import Image
 
 from mini_nsd import brain, scenes
 from utils import completion, layout, store
@@ -171,24 +170,13 @@ def annotation(drawn, rendering):
     area = np.maximum(rendering.amodal.sum((1, 2)), 1) / side ** 2
     kinds = np.array([[thing.shape == name for name in scenes.SHAPES] + [thing.colour == name for name in scenes.COLOURS]
                       for thing in drawn.objects], np.uint8)
-    return sampled(rendering.labels.astype(np.int8)), area, kinds
-
-
-def sampled(array, side=completion.SMALL):
-    """(H, W) → (side, side): the nearest pixel of each."""
-    nearest = ((np.arange(side) + 0.5) * len(array) / side).astype(int)
-    return array[np.ix_(nearest, nearest)]
-
-
-def small(image):
-    """(H, W, 3) uint8 → (SMALL, SMALL, 3) uint8, averaged."""
-    return np.asarray(Image.fromarray(image).resize((completion.SMALL,) * 2, Image.Resampling.BOX))
+    return oview.sampled(rendering.labels.astype(np.int8)), area, kinds
 
 
 def pictures(drawn, renderings):
     """`completion.Pictures` of rendered scenes, with their true annotation."""
     noted = [annotation(scene, rendering) for scene, rendering in zip(drawn, renderings)]
-    return completion.Pictures(np.stack([small(rendering.image) for rendering in renderings]),
+    return completion.Pictures(oview.small([rendering.image for rendering in renderings]),
                                np.stack([labels for labels, _, _ in noted]), tuple(area for _, area, _ in noted),
                                tuple(kinds.astype(float) for _, _, kinds in noted))
 
@@ -254,8 +242,8 @@ def experiment(one, train, test, side=SIDE, gaze=GAZE, seed=0):
 def as_views(shown):
     """`completion.Views` of Views whose stimulus is the row of the test picture; a lid's mask is one of its own."""
     return completion.Views(np.array([each.stimulus for each in shown]), np.array([mask_id(each) for each in shown]),
-                            np.stack([sampled(each.hidden) for each in shown]),
-                            np.stack([small(each.shown) for each in shown]))
+                            np.stack([oview.sampled(each.hidden) for each in shown]),
+                            oview.small([each.shown for each in shown]))
 
 
 # ---------------------------------------------------------------------------------------------------------------

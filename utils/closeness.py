@@ -40,19 +40,13 @@ def correlations(material, feature, views, decoded, context=None):
         seen = decoded[[at[view] for view in here]][:, axis.dims]
         guess = material.guess[feature][here] if context is None else context[[at[view] for view in here]]
         images = material.views.rows[axis.rows]
-        with_truths = _r(seen, truth[images][:, axis.dims])
+        with_truths = completion.row_correlations(seen, truth[images][:, axis.dims])
         own = with_truths[np.arange(len(here)), [int(np.flatnonzero(axis.rows == view)[0]) for view in here]]
-        occluder = np.full(len(here), np.nan) if shown is None else np.diagonal(_r(seen, shown[here][:, axis.dims]))
-        rows.append(np.stack([own, occluder, np.diagonal(_r(seen, guess[:, axis.dims])),
+        occluder = np.full(len(here), np.nan) if shown is None else np.diagonal(completion.row_correlations(seen, shown[here][:, axis.dims]))
+        rows.append(np.stack([own, occluder, np.diagonal(completion.row_correlations(seen, guess[:, axis.dims])),
                               (with_truths.sum(1) - own) / (len(images) - 1)], 1))
         compared += here
     return np.array(compared, int), np.concatenate(rows) if rows else np.empty((0, len(REFERENCES)))
-
-
-def _r(a, b):
-    """(n, m) correlations of the rows of a (n, d) with those of b (m, d)."""
-    a, b = (each - each.mean(1, keepdims=True) for each in (a, b))
-    return (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
 
 
 def compare(material, feature, views, decoded, context=None, seed=42):

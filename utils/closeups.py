@@ -7,7 +7,7 @@ was seen. Beside it stands the same diffusion model without a brain, given the v
 import numpy as np
 import torch
 
-from utils import cli, closeness, completion, decoding, diffusion, images, inpainting, layout, occluded_viewing
+from utils import cli, closeness, completion, decoding, diffusion, figures, images, inpainting, layout, occluded_viewing
 from utils import regression, store
 from utils.errors import Problem
 
@@ -25,7 +25,7 @@ def spread(material, count):
                       "leave --inpaint and --reconstruct out, or show larger occluders")
     rows = np.concatenate([axis.rows for axis in material.axes["local"]])
     rows = rows[np.lexsort((rows, material.views.masks[rows]))]
-    return rows[_even(len(rows), count)]
+    return rows[figures.evenly(len(rows), count)]
 
 
 def controls(material, count):
@@ -36,11 +36,7 @@ def controls(material, count):
     gone = np.flatnonzero(material.gone)
     own = gone[shared[position[gone]] == 1]
     gone = own if len(own) else gone
-    return gone[_even(len(gone), CONTROLS)]
-
-
-def _even(length, count):
-    return np.unique(np.linspace(0, length - 1, min(count, length)).round().astype(int))
+    return gone[figures.evenly(len(gone), CONTROLS)]
 
 
 def decode(ws, voxels, average, target):

@@ -561,7 +561,11 @@ def pattern_indices(first, second, whole, rows, masks, pairs, seed=42):
 
 
 def _correlations(a, b):
-    a, b = (each - each.mean(0) for each in (a, b))
+    return row_correlations(*(each - each.mean(0) for each in (a, b)))
+
+
+def row_correlations(a, b):
+    """(n, m) correlations of the rows of a (n, d) with those of b (m, d)."""
     a, b = (each - each.mean(1, keepdims=True) for each in (a, b))
     return (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
 

@@ -1,5 +1,5 @@
 """Figures of amodal completion: the index by ROI with its controls, closeness, and close-ups of what was hidden."""
-import csv
+import functools
 
 import numpy as np
 from scipy import ndimage
@@ -24,15 +24,8 @@ def write(ws, rows, near, closeups, simulated):
     drawn = {"completion_index": draw(ws, rows, simulated), "closeness": closeness(ws, rows, near, simulated)}
     if closeups:
         drawn["closeups"] = close_up(ws, closeups, simulated)
-    paths = []
-    for name, made in drawn.items():
-        for ending, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
-            path = ws.completion_result(name, ending)
-            with store.atomic(path) as temporary, plt.rc_context(figures.STYLE):
-                made.savefig(temporary, format=ending, bbox_inches="tight", pad_inches=0.05, metadata=metadata)
-            paths.append(path)
-        plt.close(made)
-    return paths
+    return [path for name, made in drawn.items()
+            for path in figures.save(made, functools.partial(ws.completion_result, name))]
 
 
 def _headed(made, title):
@@ -44,10 +37,6 @@ def _bars(value, low, high):
     return [[max(0, value - low)], [max(0, high - value)]]
 
 
-def _who(ws, simulated):
-    return f"{ws.subject}, simulated subject" if simulated else ws.subject
-
-
 def draw(ws, rows, simulated):
     """Index by ROI with intervals (left), and how it changes as the hidden region is eroded (right)."""
     primary = [row for row in rows if row["primary"]]
@@ -56,7 +45,7 @@ def draw(ws, rows, simulated):
                                             width_ratios=(1.7, 1))
         _by_roi(axis, primary)
         _by_margin(beside, ws)
-        _headed(made, f"Is what an occluder hides in the activity? {_who(ws, simulated)}")
+        _headed(made, f"Is what an occluder hides in the activity? {figures.who(ws, simulated)}")
     return made
 
 
@@ -89,8 +78,7 @@ def _by_roi(axis, rows):
 
 
 def _by_margin(axis, ws):
-    with open(ws.completion_result("margins", "csv"), newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = store.read_csv(ws.completion_result("margins", "csv"))
     there = {row["roi"] for row in rows}
     names = [roi for roi in layout.ROIS if completion.feature_of(roi) == "local" and roi in there]
     for roi, colour, marker in zip(names, SERIES_COLOURS, figures.SERIES_MARKERS):
@@ -129,7 +117,7 @@ def closeness(ws, rows, near, simulated):
         keys = [plt.Line2D([], [], marker="o", ls="", color=GREY if fill == GREY else BLACK, mfc=fill or BLACK, ms=4,
                            label=label) for _, label, fill in SOURCES]
         made.legend(handles=keys, fontsize=6.5, frameon=False, loc="outside lower center", ncols=len(keys))
-        _headed(made, f"Is what is decoded behind the occluder closer to the truth … {_who(ws, simulated)}")
+        _headed(made, f"Is what is decoded behind the occluder closer to the truth … {figures.who(ws, simulated)}")
     return made
 
 
@@ -139,8 +127,7 @@ def close_up(ws, closeups, simulated):
     Rows are evenly spaced over the views that were reconstructed, then the controls; none is hand-picked.
     """
     usual, controls = ([each for each in closeups if each["control"] == which] for which in (False, True))
-    rows = np.linspace(0, len(usual) - 1, min(CLOSEUP_ROWS, len(usual))).round().astype(int)
-    shown = [usual[row] for row in np.unique(rows)] + controls
+    shown = [usual[row] for row in figures.evenly(len(usual), CLOSEUP_ROWS)] + controls
     columns = (("shown", "shown", BLACK), ("truth", "truth", BLACK), ("brain", "from the brain", BLUE),
                ("context", "without a brain", ORANGE))
     with plt.rc_context(figures.STYLE):
@@ -162,7 +149,7 @@ def close_up(ws, closeups, simulated):
             left, right = axes[0, 2 * pair].get_position(), axes[0, 2 * pair + 1].get_position()
             made.text((left.x0 + right.x1) / 2, left.y1 + 0.06 / made.get_figheight(), name, ha="center", va="bottom",
                       fontsize=7, color=colour)
-        made.text(0, 1, f"What was hidden, {_who(ws, simulated)}", fontsize=9, fontweight="bold", va="top")
+        made.text(0, 1, f"What was hidden, {figures.who(ws, simulated)}", fontsize=9, fontweight="bold", va="top")
         made.text(0, 1 - 0.17 / made.get_figheight(), CAPTION, fontsize=6, color="#555555", va="top")
     return made
 

@@ -1,9 +1,6 @@
 """What amodal_completion.py does around the numerics of utils/completion.py: reading, ROI after ROI, writing."""
-import csv
-import io
 from dataclasses import dataclass
 
-import h5py
 import numpy as np
 
 from utils import cli, closeness, closeups, completion, decoding, diffusion, inpainting, layout, models, mrifeat, nsd
@@ -11,11 +8,14 @@ from utils import occluded_viewing, reconstruction, s3, store, trials
 from utils.errors import Problem
 
 SCRIPT = "amodal_completion.py"
-INPAINT_BATCH = 16
 FIELDS = ("roi", "feature", "primary", "index", "low", "high", "p", "p_corrected", "truth", "enough_signal",
           "decoded_r2", "whole", "whole_low", "whole_high", "reliability", "hidden", "hidden_low", "hidden_high",
           "images", "views", "voxels")
+MARGINS = ("roi", "margin", "index", "low", "high")
+PATTERNS = ("roi", "object_completion", "completion_low", "completion_high",
+            "occlusion_invariance", "invariance_low", "invariance_high")
 CLOSENESS = ("roi", "feature", "source", *closeness.FIELDS)
+FORM = ".6g"
 
 
 def run(args):
@@ -57,25 +57,26 @@ def run(args):
         near += rows
     ws.completion.mkdir(parents=True, exist_ok=True)
     _write_decoded(ws, material, pairs, decoded)
-    _write_csv(ws.completion_result("margins", "csv"), ("roi", "margin", "index", "low", "high"), curves)
-    _write_csv(ws.completion_result("patterns", "csv"),
-               ("roi", "object_completion", "completion_low", "completion_high",
-                "occlusion_invariance", "invariance_low", "invariance_high"), patterns)
-    _write_csv(ws.completion_result("closeness", "csv"), CLOSENESS, near)
+    for name, fields, rows in (("margins", MARGINS, curves), ("patterns", PATTERNS, patterns),
+                               ("closeness", CLOSENESS, near)):
+        store.write_csv(ws.completion_result(name, "csv"), fields, rows, FORM)
     summary = {"context_r2": material.context_r2, "generator": generator, "reconstructions": pictures,
                "simulated": occluded_viewing.truth(root) is not None,
                "views_with_a_hidden_object": int(material.gone.sum())}
-    store.finish(table, wanted, **summary)
-    _write_csv(table, FIELDS, results)
+    store.write_csv(table, FIELDS, results, FORM, wanted | summary)
     return read_table(ws), store.read_json(layout.sidecar(table))
+
+
+def options(args):
+    """The options that make the results what they are."""
+    names = ("subject", "seed", "inpaint", "reconstruct", *(("steps", "scheduler") if args.reconstruct else ()))
+    return {name: getattr(args, name) for name in names} | {"rois": list(args.roi or layout.ROIS)}
 
 
 def _record(args, ws, root, rois):
     """What makes the results; the diffusion model is part of it where one is used."""
-    options = {name: getattr(args, name) for name in ("subject", "seed", "inpaint", "reconstruct")}
-    options |= {name: getattr(args, name) for name in ("steps", "scheduler") if args.reconstruct}
     identity = models.identity("sd") if args.inpaint or args.reconstruct else {}
-    return store.record(SCRIPT, options | {"rois": list(rois)}, _inputs(args, ws, rois),
+    return store.record(SCRIPT, options(args), _inputs(args, ws, rois),
                         sources=_versions(root, args.subject), **identity)
 
 
@@ -87,11 +88,9 @@ def _versions(root, subject):
 
 def _inputs(args, ws, rois):
     targets = reconstruction.ROI_OF if args.reconstruct else ("init_latent",)
-    there = [[path for use in ("each", "ave") if (path := ws.subject_features(use, target)).exists()]
-             for target in targets]
+    there = [path for target in targets if (path := ws.found_subject_features(target, "each")).exists()]
     read = dict.fromkeys([*rois, *(reconstruction.ROI_OF.values() if args.reconstruct else ())])
-    return [ws.stims, *(ws.betas(roi, split) for roi in read for split in trials.SPLITS),
-            *(path for paths in there for path in paths[:1])]
+    return [ws.stims, *(ws.betas(roi, split) for roi in read for split in trials.SPLITS), *there]
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,7 @@ def _material(args, ws, root, events, found):
     one = next(iter(found.voxels.values()))
     stimuli = np.unique(events.stimuli[~events.whole])
     shown_path = occluded_viewing.fetch(root, occluded_viewing.SHOWN_KEY, args.workdir)
-    strange = np.setdiff1d(stimuli, one.test_stimuli)
-    if len(strange):
-        raise Problem(f"{len(strange)} of the occluded stimuli (the first is {strange[0]}) are no test stimuli",
-                      "decoders are trained on the others: show stimuli that NSD's subjects share")
+    occluded_viewing.must_be_test(stimuli, one.test_stimuli)
     views, pairs = occluded_viewing.views(shown_path, events, stimuli)
     with nsd.Stimuli(nsd.stimuli_path(root, args.workdir)) as source:
         small = {name: np.concatenate([occluded_viewing.small(source.read(ids[start:start + 64]))
@@ -144,7 +140,7 @@ def _material(args, ws, root, events, found):
 
 def _latent(ws, voxels, stimuli):
     """{"latent": …} for `completion.prepare` if the subject's init_latent is there."""
-    if not any(ws.subject_features(use, "init_latent").exists() for use in ("each", "ave")):
+    if not ws.found_subject_features("init_latent", "each").exists():
         return {}
     with decoding.open_features(ws, "each", "init_latent", "original") as matrix:
         decoding.check_pairing(matrix, voxels)
@@ -347,16 +343,6 @@ def _as_shown(args, root, pairs):
 # writing and reading
 
 
-def _write_csv(path, fields, rows):
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n", restval="")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, (float, np.floating)) else value
-                         for key, value in row.items()})
-    store.write_text(path, text.getvalue())
-
-
 def read_table(ws):
     """Rows of index.csv as {field: value}: numbers as float (NaN where empty), yes and no as bool."""
     return _read_csv(ws.completion_result("index", "csv"))
@@ -374,8 +360,7 @@ def _read_csv(path):
             return text
         return text == "True" if field in ("primary", "enough_signal") else float(text or "nan")
 
-    with open(path, newline="") as file:
-        return [{field: value(field, text) for field, text in row.items()} for row in csv.DictReader(file)]
+    return [{field: value(field, text) for field, text in row.items()} for row in store.read_csv(path)]
 
 
 def _write_decoded(ws, material, pairs, decoded):
@@ -383,7 +368,8 @@ def _write_decoded(ws, material, pairs, decoded):
     shape = (-1, completion.GRID, completion.GRID, 3)
     mean, sd = material.units["local"]
     views = material.views
-    with store.atomic(ws.completion_result("decoded", "h5")) as temporary, h5py.File(temporary, "w") as file:
+    size = np.float16().nbytes * material.guess["local"].size * (2 + len(decoded))
+    with store.atomic(ws.completion_result("decoded", "h5")) as temporary, store.new_h5(temporary, size) as file:
         file["stim_ids"] = np.array([stimulus for stimulus, _ in pairs], np.int64)
         file["mask_ids"] = np.array([mask for _, mask in pairs], object)
         file["gone"] = material.gone

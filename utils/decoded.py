@@ -132,8 +132,7 @@ def command(args, ws, targets):
 
 def true(ws, target, model):
     """((test images, dims), path) of a target's true features of the test images. model: as for `read`."""
-    found = [path for use in ("ave", "each") if (path := ws.subject_features(use, target)).exists()]
-    path = found[0] if found else ws.subject_features("ave", target)
+    path = ws.found_subject_features(target)
     twin = "make_subjstim_occluded.py" if target.endswith("_occluded") else "make_subjstim.py"
     made_by = f"{twin} --featname {target} --use_stim ave --subject {ws.subject}"
     with store.SubjectFeatures(path, made_by) as matrix:

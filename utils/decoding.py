@@ -127,10 +127,8 @@ def fit_streamed(decoder, alphas, streamed, voxels, path, wanted, args):
 
 def open_features(ws, use, target, dataset):
     """The subject's features of a target. Each file stores each stimulus once, so either use_stim's will do."""
-    other = "ave" if use == "each" else "each"
-    paths = [path for each in (use, other) if (path := ws.subject_features(each, target)).exists()]
     stage = "make_subjstim_occluded.py" if dataset == "occluded" else "make_subjstim.py"
-    path = paths[0] if paths else ws.subject_features(use, target)
+    path = ws.found_subject_features(target, use)
     made_by = f"{stage} --featname {target} --use_stim {use} --subject {ws.subject}"
     matrix = store.SubjectFeatures(path, made_by)
     said = store.read_json(layout.sidecar(path))["options"] if layout.sidecar(path).exists() else {}

@@ -21,9 +21,10 @@ def run(args):
     if args.held_out_clusters:
         checked, record = held_out.run(args, ws, device)
         if checked is not None:
-            evaluation_table.write_csv(path, held_out.FIELDS, checked, record | {"simulated": figures.is_simulated(ws)})
+            store.write_csv(path, held_out.FIELDS, checked, evaluation_table.FORM,
+                            record | {"simulated": figures.is_simulated(ws)})
     if path.exists():
-        text.append(held_out_markdown(ws, evaluation_table.read_csv(path)))
+        text.append(held_out_markdown(ws, store.read_csv(path)))
         if not args.held_out_clusters:
             made = store.read_json(layout.sidecar(path))["options"]["clusters"]
             text.append(f"Made before; --held_out_clusters {made} checks that it is of the decoders there are now.\n")
@@ -48,7 +49,7 @@ def _table(args, ws, device):
         rows += evaluation_table.rows_of(run, path, args.seed)
     record = store.record(evaluation_table.SCRIPT, {"subject": args.subject, "seed": args.seed}, runs=runs,
                           absent=absent, simulated=figures.is_simulated(ws))
-    evaluation_table.write_csv(ws.evaluation_result("evaluation", "csv"), evaluation_table.FIELDS, rows, record)
+    store.write_csv(ws.evaluation_result("evaluation", "csv"), evaluation_table.FIELDS, rows, evaluation_table.FORM, record)
     return rows
 
 
@@ -63,7 +64,7 @@ def _captions(args, ws, device):
         return "Decoded captions: none (decode_captions.py makes them).\n"
     record = store.record(evaluation_table.SCRIPT, {"subject": args.subject, "seed": args.seed}, read,
                           network=models.identity("clip"), simulated=figures.is_simulated(ws))
-    evaluation_table.write_csv(ws.evaluation_result("captions", "csv"), caption_scores.FIELDS, rows, record)
+    store.write_csv(ws.evaluation_result("captions", "csv"), caption_scores.FIELDS, rows, evaluation_table.FORM, record)
     return captions_markdown(ws, rows)
 
 

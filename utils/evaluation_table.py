@@ -20,9 +20,7 @@ MindEye counts the other way, a reconstruction among all originals: each row's n
 AlexNet see 299 px (Takagi & Nishimoto), where MindEye's code resizes to 342 and 256. Small runs are easier:
 identification is among the images of the run, whose number stands beside it.
 """
-import csv
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from utils import cli, evaluators, figures, identification, images, layout, mode
 from utils.errors import Problem
 
 SCRIPT = "evaluate.py"
+FORM = ".6f"  # of numbers in tables
 FIELDS = ("run", "method", "dataset", "control", "metric", "direction", "value", "low", "high", "chance", "n_images",
           "note")
 CONTROLS = {"result": "", "recovery": "true features", "control": "shuffled trials"}
@@ -277,26 +276,8 @@ def rows_of(run, path, seed, reason=""):
 
 def columns(path):
     """{column: (n,) float64} of a per-image CSV."""
-    lines = read_csv(path)
+    lines = store.read_csv(path)
     return {name: np.array([float(line[name]) for line in lines]) for name in lines[0]}
-
-
-def write_csv(path, fields, rows, record):
-    """Rows (dicts) as CSV, numbers to six decimals, and the record beside it."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: f"{value:.6f}" if isinstance(value, float) else value for name, value in row.items()}
-                     for row in rows)
-    with store.atomic(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-        store.finish(path, record)
-
-
-def read_csv(path):
-    """Rows of a CSV as dicts of strings."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # Markdown

@@ -68,14 +68,14 @@ def is_simulated(ws):
     return any(record.get("simulated") or str(record.get("model", "")).startswith("tiny/") for record in records)
 
 
-def who(ws):
-    """The subject, and whether it is a simulated one, for titles."""
-    return ws.subject + (", simulated subject" if is_simulated(ws) else "")
+def who(ws, simulated=None):
+    """The subject, and whether it is a simulated one (None: see `is_simulated`), for titles."""
+    return ws.subject + (", simulated subject" if (is_simulated(ws) if simulated is None else simulated) else "")
 
 
-def save(figure, ws, name):
-    """Write a figure as PDF and PNG, atomically, and close it; returns the two paths."""
-    paths = [ws.figure(name, ending) for ending in ("pdf", "png")]
+def save(figure, path_of):
+    """Write a figure as PDF and PNG, atomically, and close it; returns the two paths. path_of(ending) gives them."""
+    paths = [path_of(ending) for ending in ("pdf", "png")]
     store.sweep(paths[0].parent)
     for path, ending, metadata in zip(paths, ("pdf", "png"), ({"CreationDate": None}, {})):
         with store.atomic(path) as temporary, plt.rc_context(STYLE):
@@ -87,22 +87,25 @@ def save(figure, ws, name):
 # reconstructions
 
 
+def evenly(length, count):
+    """Positions of `count` of `length` things, evenly spaced from the first to the last; all of fewer."""
+    return sorted({round(position) for position in np.linspace(0, length - 1, min(count, length))})
+
+
 def by_rank(scores, count):
     """[(image, label)] evenly spaced from the best identified image to the worst; ties by index, nothing hand-picked.
 
     scores: {image: accuracy}.
     """
     ranked = sorted(scores, key=lambda image: (-scores[image], image))
-    ranks = sorted({round(rank) for rank in np.linspace(0, len(ranked) - 1, min(count, len(ranked)))})
     names = {0: "best", len(ranked) - 1: "worst"}
     return [(ranked[rank], f"{names.get(rank, f'rank {rank + 1} of {len(ranked)}')}\nacc. {scores[ranked[rank]]:.2f}")
-            for rank in ranks]
+            for rank in evenly(len(ranked), count)]
 
 
 def by_index(found, count):
     """[(image, label)] evenly spaced over the images there are, where no identification says how good each is."""
-    positions = sorted({round(position) for position in np.linspace(0, len(found) - 1, min(count, len(found)))})
-    return [(found[position], f"image {found[position]}") for position in positions]
+    return [(found[position], f"image {found[position]}") for position in evenly(len(found), count)]
 
 
 def read_scores(ws, run, feature):
@@ -111,8 +114,7 @@ def read_scores(ws, run, feature):
     if not path.exists():
         return {}
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return {int(row["imgidx"]): float(row["accuracy"]) for row in csv.DictReader(file)}
+        return {int(row["imgidx"]): float(row["accuracy"]) for row in store.read_csv(path)}
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise Problem(f"{path} is not what identification.py writes ({error})",
                       "run identification.py again") from error

@@ -80,6 +80,11 @@ class Workspace:
     def subject_features(self, use_stim, feature):
         return self.workdir / "nsdfeat" / "subjfeat" / f"{self.subject}_{use_stim}_{feature}.h5"
 
+    def found_subject_features(self, feature, first="ave"):
+        """The subject matrix that is there, that of `first` before the other use's; that of `first` if neither is."""
+        paths = [self.subject_features(use, feature) for use in (first, "each" if first == "ave" else "ave")]
+        return next((path for path in paths if path.exists()), paths[0])
+
     def subject_features_npy(self, use_stim, feature, split):
         """The original pipeline's matrix, written on request (--npy)."""
         return self.workdir / "nsdfeat" / "subjfeat" / f"{self.subject}_{use_stim}_{feature}_{split}.npy"

@@ -108,6 +108,14 @@ def small(images):
     return np.stack([np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BOX)) for image in images])
 
 
+def must_be_test(shown, test):
+    """Raises Problem unless all stimuli shown behind occluders are among the test stimuli."""
+    strange = np.setdiff1d(shown, test)
+    if len(strange):
+        raise Problem(f"{len(strange)} of the occluded stimuli (the first is {strange[0]}) are no test stimuli",
+                      "decoders are trained on the others: show stimuli that NSD's subjects share")
+
+
 def views(path, events, stimuli):
     """(`completion.Views`, [(stimulus, mask)]) of the events' occluded trials, an entry a pair, ascending.
 
@@ -116,31 +124,28 @@ def views(path, events, stimuli):
     rows = np.flatnonzero(~events.whole)
     pairs = sorted({(int(events.stimuli[k]), str(events.masks[k])) for k in rows})
     position = {int(stimulus): row for row, stimulus in enumerate(stimuli)}
-    strange = sorted({stimulus for stimulus, _ in pairs} - set(position))
-    if strange:
-        raise Problem(f"{len(strange)} of the occluded stimuli (the first is {strange[0]}) are no test stimuli of the subject",
-                      "decoders are trained on the others: show stimuli behind occluders that NSD's subjects share")
-    with _open(path) as file:
-        brick, index = _pictures(file, pairs)
+    must_be_test([stimulus for stimulus, _ in pairs], stimuli)
+    with open_file(path) as file:
+        brick, index = indexed(file, pairs)
         shown = small([brick[index[pair]] for pair in pairs])
-        masks = {mask: _sampled(_mask(file, mask, brick.shape[1:3])) for mask in sorted({mask for _, mask in pairs})}
+        masks = {mask: sampled(_mask(file, mask, brick.shape[1:3])) for mask in sorted({mask for _, mask in pairs})}
     return completion.Views(np.array([position[stimulus] for stimulus, _ in pairs]), np.array([mask for _, mask in pairs]),
                             np.stack([masks[mask] for _, mask in pairs]), shown), pairs
 
 
 def pictures(path, pairs):
     """((n, H, W, 3) uint8, (n, H, W) bool): what was shown for [(stimulus, mask)] and what it hid, at their own size."""
-    with _open(path) as file:
-        brick, index = _pictures(file, pairs)
+    with open_file(path) as file:
+        brick, index = indexed(file, pairs)
         return (np.stack([brick[index[pair]] for pair in pairs]),
                 np.stack([_mask(file, mask, brick.shape[1:3]) for _, mask in pairs]))
 
 
-def _pictures(file, pairs):
+def indexed(file, pairs=()):
     """(imgBrick, {(stimulus, mask): row}) of an open shown.hdf5, which must have all of `pairs`."""
     brick = file.dataset("imgBrick", "u", 4)
     ids, names = file.dataset("stim_ids", "iu", 1).whole(), file.dataset("mask_ids", "OSU", 1).whole()
-    index = {(int(stimulus), _text(mask)): row for row, (stimulus, mask) in enumerate(zip(ids, names))}
+    index = {(int(stimulus), text(mask)): row for row, (stimulus, mask) in enumerate(zip(ids, names))}
     if brick.dtype != np.uint8 or brick.shape[3] != 3 or not len(brick) == len(ids) == len(names) == len(index):
         file.refuse("has not one stim_id and mask_id, together different, for each picture of imgBrick (n, H, W, 3) uint8")
     lacking = [pair for pair in pairs if pair not in index]
@@ -150,7 +155,8 @@ def _pictures(file, pairs):
     return brick, index
 
 
-def _text(value):
+def text(value):
+    """A name out of an HDF5 file as str."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
@@ -163,13 +169,14 @@ def _mask(file, name, shape):
     return mask.astype(bool)
 
 
-def _sampled(mask):
+def sampled(mask):
     """(H, W) → (SMALL, SMALL): the nearest pixel of each."""
     nearest = [((np.arange(completion.SMALL) + 0.5) * side / completion.SMALL).astype(int) for side in mask.shape]
     return mask[np.ix_(*nearest)]
 
 
-def _open(path):
+def open_file(path):
+    """shown.hdf5 or objects.hdf5, as an `hdf5.File`."""
     return hdf5.File(path, "fetch or make it again", "see docs/amodal_completion.md, and make it again")
 
 
@@ -177,7 +184,7 @@ class Annotation:
     """The objects in the stimuli: objects.hdf5. categories: names of the K kinds."""
 
     def __init__(self, path):
-        with _open(path) as file:
+        with open_file(path) as file:
             ids = file.dataset("stim_ids", "iu").ids()
             self._row = {int(stimulus): row for row, stimulus in enumerate(ids)}
             self._labels = file.dataset("labels", "i", 3).whole()

@@ -1,5 +1,4 @@
 """What a subject's artifacts say, for the report: numbers with intervals, and the command for each that is missing."""
-import csv
 import math
 import shlex
 from dataclasses import dataclass, field
@@ -240,9 +239,8 @@ def evaluation(ws, missing):
 def _read(path, words, numbers):
     """Rows of a CSV; columns `numbers` as float, NaN where empty. Raises Problem for a missing column or no number."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [{**{key: row[key] for key in words}, **{key: float(row[key] or "nan") for key in numbers}}
-                    for row in csv.DictReader(file)]
+        rows = [{**{key: row[key] for key in words}, **{key: float(row[key] or "nan") for key in numbers}}
+                for row in store.read_csv(path)]
     except (KeyError, TypeError, ValueError) as error:
         raise Problem(f"{path} is not the table it should be ({type(error).__name__}: {error})",
                       "run its stage again with --overwrite") from error

@@ -3,13 +3,11 @@ import base64
 import io
 from dataclasses import dataclass
 
-import h5py
 import numpy as np
 from PIL import Image, ImageColor
 from scipy import ndimage
 
-from utils import completion, layout, occluded_viewing
-from utils.errors import Problem
+from utils import figures, hdf5, images, layout, occluded_viewing
 
 SIDES = (256, 224, 192, 160, 128, 96)  # px: the largest at which all pictures fit is taken
 PROBES = 24  # pictures that are encoded to learn how large all will be
@@ -31,12 +29,8 @@ def embedded_file(path, side):
 
 
 def opened(path):
-    """A picture file → PIL image, RGB. Raises Problem if it is not a whole picture."""
-    try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise Problem(f"{path} is not a whole picture ({error})", "delete it and run its stage again") from error
+    """A picture file → PIL image, RGB. Raises Problem if it is not a whole picture, see `images.load`."""
+    return Image.fromarray(images.load(path, ("RGB", "L"))).convert("RGB")
 
 
 def outlined(picture, hidden, colour):
@@ -90,17 +84,16 @@ class Hidden:
     """What amodal_completion.py decoded of every view (`_decoded.h5`), cells of completion.GRID × completion.GRID."""
 
     def __init__(self, path):
-        try:
-            with h5py.File(path, "r") as file:
-                self.stimuli = file["stim_ids"][:]
-                self.masks = [mask.decode() for mask in file["mask_ids"][:]]
-                self.gone, self.hidden = file["gone"][:], file["hidden"][:]
-                self.truth, self.context = (file[name][:].astype(np.float32) for name in ("truth", "context"))
-                decoded = file["decoded"]
-                self.decoded = {roi: decoded[roi][:].astype(np.float32) for roi in layout.ROIS if roi in decoded}
-        except (OSError, KeyError) as error:
-            raise Problem(f"{path} is not what amodal_completion.py writes ({error})",
-                          "run amodal_completion.py again with --overwrite") from error
+        with hdf5.File(path, "run amodal_completion.py", "run amodal_completion.py again with --overwrite") as file:
+            self.stimuli = file.dataset("stim_ids", "iu", 1).whole()
+            self.masks = [occluded_viewing.text(mask) for mask in file.dataset("mask_ids", "OSU", 1).whole()]
+            self.gone, self.hidden = file.dataset("gone", "b", 1).whole(), file.dataset("hidden", "b", 3).whole()
+
+            def cells(name):
+                return file.dataset(name, "f", 4).whole().astype(np.float32)
+
+            self.truth, self.context = cells("truth"), cells("context")
+            self.decoded = {roi: cells(f"decoded/{roi}") for roi in layout.ROIS if f"decoded/{roi}" in file}
 
     def likeness(self, roi):
         """(views,) correlation, over hidden cells, of what was decoded with the truth, each less what the context says.
@@ -119,9 +112,8 @@ class Hidden:
         """`count` views evenly spaced by likeness, from the most to the least, so that none is hand-picked; or all."""
         likeness = self.likeness(roi)
         rows = sorted(np.flatnonzero(self.gone == gone), key=lambda row: (-likeness[row], row))
-        spaced = sorted(set(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)))
         return [View(int(rows[k]), int(self.stimuli[rows[k]]), self.masks[rows[k]], bool(gone),
-                     float(self.hidden[rows[k]].mean()), float(likeness[rows[k]]), k + 1, len(rows)) for k in spaced]
+                     float(self.hidden[rows[k]].mean()), float(likeness[rows[k]]), k + 1, len(rows)) for k in figures.evenly(len(rows), count)]
 
     def middle(self, roi):
         """The view of median likeness among those that hide no object wholly."""
@@ -158,9 +150,8 @@ class Shown:
     """The occluded pictures as they were shown, from a file that is at hand; without one, every picture is None."""
 
     def __init__(self, path):
-        self._file = None if path is None else h5py.File(path, "r")
-        self._row = {} if path is None else {(int(stimulus), mask.decode()): row for row, (stimulus, mask) in enumerate(
-            zip(self._file["stim_ids"][:], self._file["mask_ids"][:]))}
+        self._file = None if path is None else occluded_viewing.open_file(path)
+        self._pictures, self._row = (None, {}) if path is None else occluded_viewing.indexed(self._file)
 
     @classmethod
     def at_hand(cls, root, workdir):
@@ -174,7 +165,7 @@ class Shown:
 
     def picture(self, view):
         row = self._row.get((view.stimulus, view.mask))
-        return None if row is None else Image.fromarray(self._file["imgBrick"][row])
+        return None if row is None else Image.fromarray(self._pictures[row])
 
     def close(self):
         if self._file is not None:

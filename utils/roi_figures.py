@@ -36,12 +36,12 @@ def found(ws):
 
 def identified(ws, target, path):
     """Mean accuracy over test images of the decoded features in `path` by the target's true ones; NaN without these."""
-    there = [features for use in ("ave", "each") if (features := ws.subject_features(use, target)).exists()]
+    features = ws.found_subject_features(target)
     guess = store.read_npy(path, mmap=True)
-    if not there or len(guess) < 2:
+    if not features.exists() or len(guess) < 2:
         return np.nan
     step = -(-guess.shape[1] // MOST_DIMS)
-    with store.SubjectFeatures(there[0], "make_subjstim.py") as matrix:
+    with store.SubjectFeatures(features, "make_subjstim.py") as matrix:
         truth = matrix.features("te")[:, ::step]
     guess = guess[:, ::step]
     if guess.shape != truth.shape:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import cli, decoded, decoding, depth, icnn, layout, models, nsd, occlusion, reconstruction, s3, store, trials
+from utils import cli, completion_stage, decoded, decoding, depth, icnn, layout, models, nsd, occlusion, reconstruction, s3, store, trials
 from utils.errors import Problem
 
 STATES = DONE, PARTIAL, STALE, MISSING = "done", "partial", "stale", "missing"
@@ -223,10 +223,7 @@ def _captions(args):
 
 def _source(args, ws, target):
     """The file that decoded.read reads."""
-    if not args.true_features:
-        return decoded.scores(args, ws, target)
-    found = [path for use in ("ave", "each") if (path := ws.subject_features(use, target)).exists()]
-    return found[0] if found else ws.subject_features("ave", target)
+    return ws.found_subject_features(target) if args.true_features else decoded.scores(args, ws, target)
 
 
 def _mat(args):
@@ -314,10 +311,8 @@ def _figures(args):
 def _completion(args):
     ws = layout.Workspace.of(args)
     table = ws.completion_result("index", "csv")
-    options = {name: getattr(args, name) for name in ("subject", "seed", "inpaint", "reconstruct")}
-    wanted = {"options": options | {"rois": list(args.roi or layout.ROIS)}}
     betas = [ws.betas(roi, split) for roi in args.roi or layout.ROIS for split in trials.SPLITS]
-    return Step([table], [(layout.sidecar(table), wanted)], [ws.stims, *betas], [table])
+    return Step([table], [(layout.sidecar(table), {"options": completion_stage.options(args)})], [ws.stims, *betas], [table])
 
 
 def _evaluation(args):

@@ -4,6 +4,7 @@ A file is written to a temporary name beside its own and renamed when whole: a r
 Every artifact carries a record of what made it; work whose record differs from the one wanted is never reused unseen.
 """
 import contextlib
+import csv
 import fcntl
 import functools
 import hashlib
@@ -129,6 +130,25 @@ def working(folder, start, stop):
 def write_text(path, text):
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path, fields, rows, form, record=None):
+    """Rows (dicts of `fields`, some may lack) as CSV, numbers with a fraction in the format `form`; and the record."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{value:{form}}" if isinstance(value, (float, np.floating)) else value
+                      for name, value in row.items()} for row in rows)
+    with atomic(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+        if record is not None:
+            finish(path, record)
+
+
+def read_csv(path):
+    """Rows of a CSV as dicts of strings."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def write_json(path, content):
