@@ -145,16 +145,22 @@ def names_front(captioner, count: int = 300) -> tuple:
 
 def evaluate() -> dict:
     """What the model in mini_nsd/models/blip reaches on held-out scenes, by name."""
+    captioner = load()
+    share, _ = names_front(captioner)
+    return {"size": f"{sum(p.numel() for p in captioner.network.parameters()):,} parameters",
+            "caption first names the nearest object's colour and shape, 300 held-out scenes at 80 px": f"{share:.1%}"}
+
+
+def _export(model, tokenizer, step: int, seconds: float) -> None:
+    folder = MODELS / "blip"
+    save_half(model, folder)
+    tokenizer.save_pretrained(folder)
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words))      # as the published folder has
+    BlipImageProcessor(size={"height": data.SIZE, "width": data.SIZE}, image_mean=[0.5] * 3,
+                       image_std=[0.5] * 3).save_pretrained(folder)
     write_card(folder, "BlipForConditionalGeneration", step, STEPS, seconds, evaluate(),
                "Embeds a picture at 80 px (5/8 of its 128, as 240 px is of the published model's 384) as 26×128. "
                "Learnt no caption that fits many pictures (\"… is the closest of three objects\"). In training, half of "
                "the embeddings were shrunk and noised before they were put into words, so that captions survive "
                "decoding from the brain; the published BLIP had no such training.")
-
-
-def evaluate() -> dict:
-    """What the model in mini_nsd/models/blip reaches on held-out scenes, by name."""
-    captioner = load()
-    share, _ = names_front(captioner)
-    return {"size": f"{sum(p.numel() for p in captioner.network.parameters()):,} parameters",
-            "caption first names the nearest object's colour and shape, 300 held-out scenes at 80 px": f"{share:.1%}"}

@@ -73,7 +73,11 @@ def correlation(estimator, count: int = 200) -> np.ndarray:
 
 def evaluate() -> dict:
     """What the model in mini_nsd/models/dpt reaches on held-out scenes, by name."""
-    return {"correlation with the true inverse depth, mean of 200 held-out scenes": f"{correlation(load()).mean():.3f}"}
+    estimator = load()
+    found = correlation(estimator)
+    return {"size": f"{sum(p.numel() for p in estimator.network.parameters()):,} parameters",
+            "correlation with the true inverse depth, mean of 200 held-out scenes": f"{found.mean():.3f}",
+            "the same, worst tenth of the scenes below": f"{np.quantile(found, 0.1):.3f}"}
 
 
 def _export(model, step: int, seconds: float) -> None:
@@ -84,12 +88,3 @@ def _export(model, step: int, seconds: float) -> None:
     write_card(folder, "DPTForDepthEstimation", step, STEPS, seconds, evaluate(),
                "Predicts relative inverse depth, larger = nearer, as Intel/dpt-large does; here it is 10 / metres. "
                "Hidden states 65×96 at four layers.")
-
-
-def evaluate() -> dict:
-    """What the model in mini_nsd/models/dpt reaches on held-out scenes, by name."""
-    estimator = load()
-    found = correlation(estimator)
-    return {"size": f"{sum(p.numel() for p in estimator.network.parameters()):,} parameters",
-            "correlation with the true inverse depth, mean of 200 held-out scenes": f"{found.mean():.3f}",
-            "the same, worst tenth of the scenes below": f"{np.quantile(found, 0.1):.3f}"}

@@ -4,7 +4,6 @@ import copy
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from mini_nsd.training import clip, data, loop, vgg19
 from mini_nsd.training.export import MODELS, write_card

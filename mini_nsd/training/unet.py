@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from mini_nsd.training import clip, data, loop, vae, words

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mini_nsd import scenes
-from mini_nsd.training import data, loop, vae
+from mini_nsd.training import data, loop
 from mini_nsd.training.export import MODELS, write_card
 from utils import caffe_nets
 
