@@ -185,9 +185,10 @@ def test_paper_folds_are_scikit_learns_kfold():
 
 
 @pytest.mark.parametrize("mode, alphas", [("fixed", FIXED_ALPHAS), ("paper", TINY)])
-def test_block_size_does_not_change_the_answer(mode, alphas):
+def test_block_and_tile_sizes_do_not_change_the_answer(mode, alphas, monkeypatch):
     world = World(dims=70)
     _, whole, expected = world.fit(mode=mode, alphas=alphas)
+    monkeypatch.setattr(regression, "_TILE_TRIALS", 7)
     _, blocks, out = world.fit(mode=mode, alphas=alphas, block_bytes=1)
     np.testing.assert_array_equal(blocks.alphas, whole.alphas)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)

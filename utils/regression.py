@@ -47,6 +47,10 @@ _BASIS_TOLERANCE = 1e-5
 _PIECES, _PIECE_RANK = 24, 20
 _BASIS_OVERHEAD = 100
 
+# Held-out trials of one matrix product on a CPU, and the bytes that the bases of one block of dims may fill for so many
+# trials: what is multiplied out is used before it leaves the processor's cache. A GPU takes a fold in one product.
+_TILE_TRIALS, _TILE_BYTES = 256, 16 << 20
+
 # The Neumann series is used where its ratio is at most this (three terms then reach _BASIS_TOLERANCE).
 _SERIES_RATIO = 1e-2
 
@@ -247,7 +251,7 @@ class Decoder:
     def _gram_of(self, trials):
         """X'X (voxels, voxels) float64 over some trials; only the lower triangle is multiplied out."""
         gram = torch.zeros(self.n_voxels, self.n_voxels, dtype=torch.float64, device=self.device)
-        width = 1024
+        width = 512
         for _, voxels in self._chunks(trials):
             for start in range(0, self.n_voxels, width):
                 stop = min(start + width, self.n_voxels)
@@ -455,11 +459,19 @@ class Decoder:
 
     def _block_width(self, folds):
         """Dims per block: targets, projections and held-out bases of one block fill `block_bytes`."""
-        held_out = max(len(v) for v in self.validation_trials)
         n_bases = max(len(anchor) + min(differences.shape) for _, _, anchor, differences in folds)
+        columns = max(sum(stop - start for start, stop, _ in basis or ()) for _, basis, _, _ in folds)
+        tile = min(max(len(v) for v in self.validation_trials), self._tile_trials())
         rank = min(self.n_trials, self.n_voxels)
-        per_dim = 4 * (3 * self.n_stimuli + (self.n_folds + 2) * rank + (n_bases + 1) * held_out)
-        return max(16, self.block_bytes // per_dim)
+        per_dim = 4 * (3 * self.n_stimuli + (self.n_folds + 2) * rank + columns + 2 * n_bases * tile)
+        width = self.block_bytes // per_dim
+        if self.device.type == "cpu":
+            width = min(width, _TILE_BYTES // (4 * n_bases * tile))
+        return max(16, width)
+
+    def _tile_trials(self):
+        """Held-out trials that one product takes."""
+        return _TILE_TRIALS if self.device.type == "cpu" else self.n_trials
 
     def _predict_block(self, features, block, folds, tally, truth):
         """Score a block's dims and return its test predictions (n_test, width) float32."""
@@ -470,7 +482,7 @@ class Decoder:
         for index in np.unique(chosen):
             weights, sums = self._cached_weights(float(tally.grid[index]))
             dims = torch.from_numpy(np.flatnonzero(chosen == index)).to(self.device)
-            part = (targets[dims] @ weights.T).double() + mean[dims, None] * sums
+            part = _product(targets[dims], weights.T).double() + mean[dims, None] * sums
             predictions[dims] = part.float()
         predictions = predictions.T.cpu().numpy()
         if truth is not None:
@@ -512,15 +524,17 @@ class Decoder:
                 level, offset = None, -(values @ weights)
             else:
                 level = offset = mean.to(fold.dtype)
-            terms = values.new_empty(len(anchor), len(targets), len(validation))
-            fold.bases(values, level, basis, total - own[k], terms)
+            lefts = fold.lefts(values, level, basis, total - own[k])
             # The anchor's prediction becomes its residual; the alphas' differences from it need no more directions than
             # there are alphas, however many bases are local to a part of the spectrum.
             directions, weights = torch.linalg.qr(differences.T)
-            mixing = torch.cat([-anchor[None], directions.T]).to(terms.dtype)
-            mixed = (mixing @ terms.flatten(1)).view(len(mixing), len(targets), -1)
-            mixed[0].add_(values[:, stimulus]).add_(offset[:, None])
-            products = torch.bmm(mixed.transpose(0, 1), mixed.permute(1, 2, 0)).double()
+            mixing = torch.cat([-anchor[None], directions.T]).to(values.dtype)
+            products = losses.new_zeros(len(targets), len(mixing), len(mixing))
+            for shown, rights in zip(stimulus.split(self._tile_trials()), fold.rights(basis)):
+                terms = torch.stack([_product(left, right) for left, right in zip(lefts, rights)])
+                mixed = _product(mixing, terms.flatten(1)).view(len(mixing), len(targets), -1)
+                mixed[0].add_(values[:, shown]).add_(offset[:, None])
+                products += torch.bmm(mixed.transpose(0, 1), mixed.permute(1, 2, 0))
             signed = torch.cat([torch.ones_like(weights[:1]), -weights]).T
             losses += torch.einsum("ai,aj,dij->ad", signed, signed, products) / (len(validation) * self.n_folds)
         return losses
@@ -665,14 +679,14 @@ class _Spectrum:
     """A fold in the eigenbasis of its training voxels: X = U diag(s) V', spectrum l = s².
 
     Held-out predictions of alpha are  right' diag(l / (l + alpha)) U'SY,  with right = (X_val V / s)' (rank,
-    validation trials). Both factors are of moderate size whatever the spectrum."""
+    validation trials), kept in tiles of trials. Both factors are of moderate size whatever the spectrum."""
 
     def needs_double(self, smallest_alpha):
         """Whether single precision could spoil a held-out prediction by 1e-4 of the target's sd."""
         if self.dtype == torch.float64:
             return True
-        shrunk = self.right * (self.values / (self.values + smallest_alpha)).float()[:, None]
-        leverage = float(shrunk.square().sum(0).max()) ** 0.5
+        shrinkage = (self.values / (self.values + smallest_alpha)).float()[:, None]
+        leverage = max(float((tile * shrinkage).square().sum(0).max()) for tile in self.right) ** 0.5
         return _EPS32 * self.n_training ** 0.5 * leverage > 1e-4
 
     def alpha_basis(self, alphas):
@@ -713,10 +727,15 @@ class _Spectrum:
             j = before[j]
         return segments[::-1]
 
-    def _expand(self, projected, basis, out):
-        """Write right' (scale × projected) of every basis function to out (bases, dims, validation trials)."""
-        for j, (start, stop, scale) in enumerate(basis):
-            torch.mm(projected[:, start:stop] * scale.to(self.dtype), self.right[start:stop], out=out[j])
+    def lefts(self, targets, level, basis, products):
+        """Factors (dims, rank of the range) of the bases P_j of targets (dims, n_stimuli); `rights` has the others."""
+        projected = self._projected(targets, level, products)
+        return [projected[:, start:stop] * scale.to(self.dtype) for start, stop, scale in basis]
+
+    def rights(self, basis):
+        """For each tile of validation trials, the other factors (rank of the range, trials)."""
+        for tile in self.right:
+            yield [tile[start:stop] for start, stop, _ in basis]
 
 
 class _VoxelFold:
@@ -731,7 +750,7 @@ class _VoxelFold:
 
     def held_out_products(self, targets):
         """(SY)'X over validation trials, (dims, voxels)."""
-        return targets[:, self.stimuli] @ self.sums
+        return _product(targets[:, self.stimuli], self.sums)
 
     def _training_products(self, targets, level, products):
         """(SY)'X over training trials (dims, voxels), centred in "fixed" mode, `level` (dims,) added to Y in "paper"
@@ -758,13 +777,13 @@ class _EigenFold(_VoxelFold, _Spectrum):
         condition = float(self.values[-1] / self.values[0]) ** 0.5
         self.dtype = torch.float64 if double or _EPS32 * condition > 3e-5 else torch.float32
         offset, self.vectors = (mean @ vectors).to(self.dtype), vectors.to(self.dtype)
-        self.right = torch.cat([v.to(self.dtype) @ self.vectors - offset for _, v in decoder._chunks(validation)])
-        self.right = self.right.T.contiguous()
+        right = [_product(v.to(self.dtype), self.vectors) - offset for _, v in decoder._chunks(validation)]
+        self.right = _tiles(torch.cat(right).T, decoder._tile_trials())
         self._take_sums(decoder, k, mean)
 
-    def bases(self, targets, level, basis, products, out):
-        """Write the bases P_j of targets (dims, n_stimuli) to out (bases, dims, validation trials)."""
-        self._expand(self._training_products(targets, level, products) @ self.vectors, basis, out)
+    def _projected(self, targets, level, products):
+        """(U'SY)', (dims, rank)."""
+        return _product(self._training_products(targets, level, products), self.vectors)
 
 
 class _DualFold(_Spectrum):
@@ -783,7 +802,7 @@ class _DualFold(_Spectrum):
             cross = cross - column - cross.mean(1, keepdim=True) + column.mean()
             kernel = kernel - column - column[:, None] + column.mean()
         self.values, vectors = _eigen(kernel)
-        self.right = (cross @ (vectors / self.values)).T.to(self.dtype).contiguous()
+        self.right = _tiles((cross @ (vectors / self.values)).T.to(self.dtype), decoder._tile_trials())
         stimuli, position = np.unique(decoder._stimulus[training], return_inverse=True)
         left = torch.zeros(len(stimuli), vectors.shape[1], dtype=torch.float64, device=decoder.device)
         left.index_add_(0, torch.from_numpy(position).to(decoder.device), vectors)
@@ -793,12 +812,10 @@ class _DualFold(_Spectrum):
         """None are shared: targets are projected on the training trials' eigenvectors directly."""
         return 0
 
-    def bases(self, targets, level, basis, products, out):
-        """Write the bases P_j of targets (dims, n_stimuli) to out (bases, dims, validation trials)."""
-        projected = targets[:, self.stimuli] @ self.left
-        if level is not None:
-            projected += level[:, None] * self.left.sum(0)
-        self._expand(projected, basis, out)
+    def _projected(self, targets, level, products):
+        """(U'SY)', (dims, rank)."""
+        projected = _product(targets[:, self.stimuli], self.left)
+        return projected if level is None else projected + level[:, None] * self.left.sum(0)
 
 
 class _SeriesFold(_VoxelFold):
@@ -827,12 +844,14 @@ class _SeriesFold(_VoxelFold):
         n_terms = 1 if radius == 0 else max(2, int(np.ceil(np.log(_BASIS_TOLERANCE) / np.log(radius / smallest))))
         rows = torch.cat([v - mean for _, v in decoder._chunks(decoder.validation_trials[k])])
         rows = torch.cholesky_solve(rows.T, factor).float()
-        fold.centre, fold.right = centre, [rows.contiguous()]
+        right = [rows]
         # The further terms are at most _SERIES_RATIO of the first: single precision is plenty for them.
         factor = factor.float() if n_terms > 1 else factor
         for _ in range(n_terms - 1):
             rows = torch.cholesky_solve(rows, factor)
-            fold.right.append(rows.contiguous())
+            right.append(rows)
+        fold.centre, fold.n_terms = centre, n_terms
+        fold.right = list(zip(*(_tiles(rows, decoder._tile_trials()) for rows in right)))
         fold._take_sums(decoder, k, mean)
         return fold
 
@@ -843,19 +862,36 @@ class _SeriesFold(_VoxelFold):
     def alpha_basis(self, alphas):
         """No functions of the spectrum; the anchor a itself, and differences (n_alphas, bases) = (a - alpha)^j, j > 0."""
         offset = torch.from_numpy(self.centre - alphas).to(self.mean)
-        powers = offset[:, None] ** torch.arange(len(self.right), device=offset.device)
+        powers = offset[:, None] ** torch.arange(self.n_terms, device=offset.device)
         anchor = torch.zeros_like(powers[0])
         anchor[0], powers[:, 0] = 1, 0
         return None, anchor, powers
 
-    def bases(self, targets, level, basis, products, out):
-        """Write the bases P_j of targets (dims, n_stimuli) to out (bases, dims, validation trials)."""
-        products = self._training_products(targets, level, products)
-        for j, right in enumerate(self.right):
-            torch.mm(products, right, out=out[j])
+    def lefts(self, targets, level, basis, products):
+        """Factors (dims, voxels) of the bases P_j of targets (dims, n_stimuli): one and the same."""
+        return [self._training_products(targets, level, products)] * self.n_terms
+
+    def rights(self, basis):
+        """For each tile of validation trials, the other factors (voxels, trials): H (G + a)^-j."""
+        return self.right
 
 
 # -------------------------------------------------------------------- numerics
+
+
+def _product(left, right):
+    """left @ right, whose rows or columns lie together in memory.
+
+    In single precision on a CPU by oneDNN, which PyTorch's own @ does not use: it takes MKL, of half the rate on a
+    processor that is not Intel's (`benchmarks/ridge.py` prints both)."""
+    if left.device.type == "cpu" and left.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        return torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")
+    return left @ right
+
+
+def _tiles(right, n_trials):
+    """Columns of (rank, validation trials) in contiguous tiles of n_trials."""
+    return [tile.contiguous() for tile in right.split(n_trials, 1)]
 
 
 def _eigen(gram):
@@ -881,11 +917,12 @@ def _cholesky(gram, alpha):
     factor, failed = torch.linalg.cholesky_ex(shifted)
     if int(failed):
         return None, 0.0
-    # Block power iteration on the inverse; it comes within a third, and half of it is kept as a margin.
-    generator = torch.Generator().manual_seed(0)
-    block = torch.randn(len(gram), 8, dtype=gram.dtype, generator=generator).to(gram.device)
+    # Block power iteration on the inverse; it comes within a third, and half of it is kept as a margin. The factor's
+    # condition is the square root of the matrix's, so single precision serves.
+    generator, single = torch.Generator().manual_seed(0), factor.float()
+    block = torch.randn(len(gram), 8, generator=generator).to(gram.device)
     for _ in range(8):
-        block = torch.cholesky_solve(torch.linalg.qr(block)[0], factor)
+        block = torch.cholesky_solve(torch.linalg.qr(block)[0], single)
     return factor, 0.5 / float(torch.linalg.matrix_norm(block, 2))
 
 
