@@ -1,10 +1,12 @@
-"""The CVPR method's stages at NSD's true shapes on this machine: time, peak memory, disk, projected to one subject.
+"""The stages at NSD's true shapes on this machine: time, peak memory, disk, projected to one subject.
 
-    python benchmarks/rehearsal.py                   # 7 minutes; writes SD 1.4's architecture, random weights, to .bench (2 GB)
+    python benchmarks/rehearsal.py                      # 20 minutes; writes SD 1.4's architecture to .bench (2 GB)
+    python benchmarks/rehearsal.py --methods cvpr       # 7 minutes
 
-Inputs are synthetic, sizes are subj01's. Each stage runs on a slice, in a process of its own, and is scaled; what is
-measured and what it is scaled to are printed. No GPU is used. What one would take is NOT measured: the last column
-divides the networks' floating-point operations, counted here, by a rate that one assumes (--gpu_tflops).
+Inputs are synthetic and the networks' weights random; sizes are subj01's. Each stage runs on a slice, in a process of
+its own, and is scaled; what is measured and what it is scaled to are printed. No GPU is used. What one would take is NOT
+measured: the last column divides the networks' floating-point operations, counted here, by a rate that one assumes
+(--gpu_tflops). Stages of every method (sampling, its features, identification) are counted once for each.
 """
 import argparse
 import json
@@ -22,7 +24,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 TRIALS, TRAIN_TRIALS, TRAIN_STIMULI, STIMULI, TEST = 30_000, 24_980, 8_859, 9_841, 982  # subj01, 37 sessions of training
 EARLY, VENTRAL, LATENT, CONDITIONING = 5_917, 7_604, 6_400, 59_136
+AVERAGED = 26_688                                      # voxels of decoded.ROIS
+BLIP, DPT = 226 * 768, 4 * 577 * 1_024
+VGG19 = {"conv1_2": (64, 224, 224), "conv2_2": (128, 112, 112), "conv3_4": (256, 56, 56), "conv4_4": (512, 28, 28),
+         "conv5_4": (512, 14, 14), "fc6": (4_096,), "fc7": (4_096,), "fc8": (1_000,)}
+VGG19_DIMS = sum(int(np.prod(shape)) for shape in VGG19.values())
+EVALUATED = 2_048 + 192 * 17 * 17 + 256 * 8 * 8 + 4_096 + 768 + 2 * 257 * 1_024  # dims of all evaluation features
 SAMPLES, STEPS, GUIDED = 5, 40, 2
+METHODS, EVERY = ("cvpr", "text", "gan", "depth"), "every"
 DRAW = 0
 
 
@@ -40,8 +49,8 @@ def make_subjmri(args):
                        env=os.environ | {"NSD_ROOT": str(world)}, capture_output=True)
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return {"measured": f"{volumes} volumes", "seconds": seconds, "scaled": seconds * TRIALS / volumes, "peak": peak,
-            "disk": TRIALS * sum(ROIS.values()) * 2}
+    return [row("cvpr", "make_subjmri", f"{volumes} volumes", seconds, seconds * TRIALS / volumes,
+                TRIALS * sum(ROIS.values()) * 2, peak=peak)]
 
 
 def img2feat(args):
@@ -58,11 +67,105 @@ def img2feat(args):
         model.encode(model.prepare(stimuli))
         model.caption_features(captions)
     seconds = timed(extract)
-    return {"measured": f"{count} images", "seconds": seconds, "scaled": seconds * STIMULI / count, "operations":
-            operations(extract) * STIMULI / count, "disk": STIMULI * (LATENT + CONDITIONING) * 4}
+    return [row("cvpr", "img2feat_sd1", f"{count} images", seconds, seconds * STIMULI / count,
+                STIMULI * (LATENT + CONDITIONING) * 4, operations(extract) * STIMULI / count)]
 
 
-def ridge(voxels, dims, args):
+def img2feat_blip(args):
+    """BLIP base's embeddings of 4 images in bfloat16, and captions of 2 in float32."""
+    import torch
+    from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
+
+    from utils import captioning
+
+    network = BlipForConditionalGeneration(BlipConfig()).eval()
+    captioner = captioning.Captioner(network, BertTokenizer(), BlipImageProcessor())
+    said = timed(lambda: captioner.caption(torch.randn(2, *captioner.shape)))
+    spoken = operations(lambda: captioner.caption(torch.randn(2, *captioner.shape)))
+    captioner.network.to(torch.bfloat16)
+    pixels = torch.randn(4, 3, captioner.size, captioner.size)
+    seconds = timed(lambda: captioner.embed(pixels))
+    return [row("text", "img2feat_blip", "4 images", seconds, seconds * STIMULI / 4, STIMULI * BLIP * 2,
+                operations(lambda: captioner.embed(pixels)) * STIMULI / 4),
+            row("text", "decode_captions", "2 captions", said, said * TEST / 2, 0, spoken * TEST / 2)]
+
+
+def img2feat_dpt(args):
+    """DPT large's hidden states of 4 images in bfloat16, and depth from them in float32."""
+    import torch
+    from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+
+    from utils import depth
+
+    network = DPTForDepthEstimation(DPTConfig(
+        hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
+        backbone_out_indices=[5, 11, 17, 23], neck_hidden_sizes=[256, 512, 1024, 1024])).eval()
+    estimator = depth.DepthEstimator(network, DPTImageProcessor())
+    pixels, states = torch.randn(4, 3, 384, 384), [torch.randn(4, *estimator.shape)] * 4
+    deep = timed(lambda: estimator.depth(states))
+    counted = operations(lambda: estimator.depth(states))
+    estimator.network.to(torch.bfloat16)
+    seconds = timed(lambda: estimator.hidden_states(pixels))
+    return [row("depth", "img2feat_dpt", "4 images", seconds, seconds * STIMULI / 4, STIMULI * DPT * 2,
+                operations(lambda: estimator.hidden_states(pixels)) * STIMULI / 4),
+            # Of decoded and of true states.
+            row("depth", "dptemb2dpt", "4 maps", deep, 2 * deep * TEST / 4, 2 * TEST * 25_000, 2 * counted * TEST / 4)]
+
+
+def vgg19(args):
+    """The Caffe VGG19's layers of 8 images in bfloat16, and two steps of the inversion of 4 with the relu7 generator."""
+    import torch
+    from bdpy.dl.torch.models import VGG19 as Published, AlexNetGenerator
+
+    from utils import caffe_nets, icnn
+
+    cpu = torch.device("cpu")
+    encoder = caffe_nets.Encoder(Published().eval().requires_grad_(False), caffe_nets.IMAGENET_SIZE,
+                                 torch.tensor(caffe_nets.IMAGENET_MEAN), cpu)
+    generator = caffe_nets.Generator(AlexNetGenerator().eval().requires_grad_(False), torch.full((4_096,), 5.0), cpu)
+    pictures = torch.randn(8, 3, encoder.image_size, encoder.image_size)
+    seconds = timed(lambda: icnn.activations(encoder, pictures, icnn.LAYERS, torch.bfloat16))
+    extracted = operations(lambda: icnn.activations(encoder, pictures, icnn.LAYERS, torch.bfloat16))
+    targets = {layer: torch.randn(4, *shape) for layer, shape in VGG19.items()}
+
+    def invert():
+        icnn.invert(encoder, generator, targets, torch.rand(4, 4_096), n_iter=2)
+    inverted = timed(invert)
+    share = TEST * icnn.N_ITER / (4 * 2)
+    return [row("gan", "make_vgg19bdpy", "8 images", seconds, seconds * STIMULI / 8, STIMULI * VGG19_DIMS * 2,
+                extracted * STIMULI / 8),
+            row("gan", "recon_icnn_image_…", "2 steps of 4 pictures", inverted, inverted * share,
+                # and the .mat files of make_vgg19fromdecode.py
+                TEST * (VGG19_DIMS * 4 + 150_000), operations(invert) * share)]
+
+
+def make_subjstim(args):
+    """A subject's matrix of 512 stimuli × 59,136 dims, by its script."""
+    from utils import layout, store
+
+    count = 512
+    with tempfile.TemporaryDirectory() as folder:
+        ws = layout.Workspace(folder, "subj01")
+        ids = np.arange(count)
+        store.write_npy(ws.stims, ids)
+        store.write_npy(ws.stims_ave, ids)
+        store.write_npy(ws.stims_ave_test, ids % 10 == 0)
+        shards = store.Shards(layout.features(folder, "c"))
+        random = np.random.default_rng(DRAW)
+        for start in range(0, count, 256):
+            shards.write(ids[start:start + 256], random.standard_normal((256, CONDITIONING), np.float32), {"stimuli": "nsd"})
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "make_subjstim.py", "--featname", "c", "--use_stim", "each", "--subject", "subj01",
+                        "--workdir", folder], check=True, cwd=ROOT, capture_output=True)
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    sizes = {"cvpr": (LATENT + CONDITIONING) * 4, "text": BLIP * 2, "gan": VGG19_DIMS * 2, "depth": DPT * 2}
+    return [row(method, "make_subjstim", f"{count} stimuli × {CONDITIONING:,}", seconds,
+                seconds * STIMULI * size / (count * CONDITIONING * 4), STIMULI * size, peak=peak)
+            for method, size in sizes.items()]
+
+
+def ridge(name, voxels, dims, args):
     """Factorise all training trials, and decode a slice of the dims."""
     from utils import regression
 
@@ -80,8 +183,31 @@ def ridge(voxels, dims, args):
     start = time.perf_counter()
     decoder.predict_to(targets, test, out)
     rest = time.perf_counter() - start
-    return {"measured": f"all trials, {part:,} of {dims:,} dims", "seconds": first + rest,
-            "scaled": first + rest * dims / part, "disk": TEST * dims * 4}
+    return [row("cvpr", name, f"all trials, {part:,} of {dims:,} dims", first + rest, first + rest * dims / part,
+                TEST * dims * 4)]
+
+
+def ridge_of_averages(args):
+    """Factorise the averages of all training stimuli, and decode a slice of the dims of each further method."""
+    from utils import regression
+
+    random, part = np.random.default_rng(DRAW), 1_024
+    signal = random.standard_normal((TRAIN_STIMULI, 64), np.float32)
+    train = signal @ random.standard_normal((64, AVERAGED), np.float32)
+    for rows in np.array_split(train, 16):
+        rows += 5 * random.standard_normal(rows.shape, np.float32)
+    targets = signal @ random.standard_normal((64, part), np.float32)
+    test, out = random.standard_normal((TEST, AVERAGED), np.float32), np.empty((TEST, part), np.float32)
+    start = time.perf_counter()
+    decoder = regression.Decoder(train, np.arange(TRAIN_STIMULI))
+    decoder.predict_to(targets[:, :64], test, out[:, :64])
+    first = time.perf_counter() - start
+    start = time.perf_counter()
+    decoder.predict_to(targets, test, out)
+    rest = time.perf_counter() - start
+    return [row(method, f"ridge {name}", f"averages, {part:,} of {dims:,} dims", first + rest, first + rest * dims / part,
+                TEST * dims * 4)
+            for method, name, dims in (("text", "blip", BLIP), ("gan", "VGG19", VGG19_DIMS), ("depth", "dpt_emb0–3", DPT))]
 
 
 def diffusion_decoding(args):
@@ -101,8 +227,8 @@ def diffusion_decoding(args):
 
     def of_all(one_step, one_end):
         return TEST * SAMPLES * (STEPS * one_step * GUIDED / 2 + one_end)
-    return {"measured": "1 step, 1 decoding", "seconds": stepped + around, "scaled": of_all(stepped, around),
-            "operations": of_all(operations(step), operations(ends)), "disk": TEST * (SAMPLES + 1) * 450_000}
+    return [row(EVERY, "diffusion_decoding", "1 step, 1 decoding", stepped + around, of_all(stepped, around),
+                TEST * (SAMPLES + 1) * 450_000, of_all(operations(step), operations(ends)))]
 
 
 def img2feat_decoded(args):
@@ -122,10 +248,9 @@ def img2feat_decoded(args):
             net(torch.randn(count, 3, 299, 299))
         tower(torch.randn(count, 3, 224, 224), output_hidden_states=True)
     seconds = timed(judge)
-    dims = 2_048 + 192 * 17 * 17 + 256 * 8 * 8 + 4_096 + 768 + 2 * 257 * 1_024
     pictures = TEST * (SAMPLES + 1)
-    return {"measured": f"{count} pictures", "seconds": seconds, "scaled": seconds * pictures / count,
-            "operations": operations(judge) * pictures / count, "disk": pictures * dims * 4}
+    return [row(EVERY, "img2feat_decoded", f"{count} pictures", seconds, seconds * pictures / count, pictures * EVALUATED * 4,
+                operations(judge) * pictures / count)]
 
 
 def identify(args):
@@ -137,19 +262,30 @@ def identify(args):
     samples = random.standard_normal((TEST, SAMPLES, dims), np.float32)
     seconds = timed(lambda: identification.summary(identification.correlations(
         range(TEST), originals.__getitem__, samples.__getitem__)))
-    every = 2_048 + 192 * 17 * 17 + 256 * 8 * 8 + 4_096 + 768 + 2 * 257 * 1_024
-    return {"measured": "inception's size", "seconds": seconds, "scaled": seconds * every / dims, "disk": 0}
+    return [row(EVERY, "identification", "inception's size", seconds, seconds * EVALUATED / dims, 0)]
 
 
+# Each in a process of its own, and the methods that it is for.
 STAGES = {
-    "make_subjmri": make_subjmri,
-    "img2feat_sd1": img2feat,
-    "ridge init_latent, early": lambda args: ridge(EARLY, LATENT, args),
-    "ridge c, ventral": lambda args: ridge(VENTRAL, CONDITIONING, args),
-    "diffusion_decoding": diffusion_decoding,
-    "img2feat_decoded": img2feat_decoded,
-    "identification": identify,
+    "make_subjmri": (make_subjmri, ["cvpr"]),
+    "img2feat_sd1": (img2feat, ["cvpr"]),
+    "img2feat_blip": (img2feat_blip, ["text"]),
+    "make_vgg19bdpy": (vgg19, ["gan"]),
+    "img2feat_dpt": (img2feat_dpt, ["depth"]),
+    "make_subjstim": (make_subjstim, METHODS),
+    "ridge init_latent": (lambda args: ridge("ridge init_latent, early", EARLY, LATENT, args), ["cvpr"]),
+    "ridge c": (lambda args: ridge("ridge c, ventral", VENTRAL, CONDITIONING, args), ["cvpr"]),
+    "ridge of averages": (ridge_of_averages, METHODS[1:]),
+    "diffusion_decoding": (diffusion_decoding, METHODS),
+    "img2feat_decoded": (img2feat_decoded, METHODS),
+    "identification": (identify, METHODS),
 }
+
+
+def row(method, stage, measured, seconds, scaled, disk, operations=None, peak=None):
+    """A line of the table. scaled: seconds, operations and disk (bytes) of one subject; peak: MiB, else the process's."""
+    return {"method": method, "stage": stage, "measured": measured, "seconds": seconds, "scaled": scaled, "disk": disk,
+            "operations": operations, "peak": peak}
 
 
 def stable_diffusion(args):
@@ -190,6 +326,7 @@ def duration(seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all four")
     parser.add_argument("--models", type=Path, default=ROOT / ".bench", metavar="DIR",
                         help="where SD 1.4's architecture is, or is written (default: .bench)")
     parser.add_argument("--gpu_tflops", type=float, default=40, metavar="N",
@@ -197,29 +334,39 @@ def main():
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stage:
-        found = STAGES[args.stage](args)
-        print(json.dumps({"peak": peak_mib()} | found))
+        found = STAGES[args.stage][0](args)
+        print(json.dumps([each | {"peak": each["peak"] or peak_mib()} for each in found]))
         return
     if not (args.models / "sd" / "unet").exists():
         from tests.test_real_architectures import write_stable_diffusion
 
         write_stable_diffusion(args.models)
-    print(f"{'stage, one subject':<26} {'measured':<34} {'took':>9} {'peak MiB':>9} {'projected':>10} {'disk':>9} "
-          f"{'GPU, assumed':>13}", flush=True)
-    total = disk = on_gpu = 0
-    for name in STAGES:
-        done = subprocess.run([sys.executable, __file__, "--models", args.models, "--stage", name], check=True,
+    print(f"{'method':<7} {'stage, one subject':<26} {'measured':<35} {'took':>9} {'peak MiB':>9} {'projected':>10} "
+          f"{'disk':>10} {'GPU, assumed':>13}", flush=True)
+    totals = {method: np.zeros(3) for method in args.methods}
+    for stage, (_, methods) in STAGES.items():
+        if not set(methods) & set(args.methods):
+            continue
+        done = subprocess.run([sys.executable, __file__, "--models", args.models, "--stage", stage], check=True,
                               stdout=subprocess.PIPE, text=True)
-        found = json.loads(done.stdout.splitlines()[-1])
-        counted = found.get("operations")
-        # A stage without networks is taken to run on the CPU all the same.
-        seconds = found["scaled"] if counted is None else counted / (args.gpu_tflops * 1e12)
-        total, disk, on_gpu = total + found["scaled"], disk + found["disk"], on_gpu + seconds
-        print(f"{name:<26} {found['measured']:<34} {duration(found['seconds']):>9} {found['peak']:>9,.0f} "
-              f"{duration(found['scaled']):>10} {found['disk'] / 1e9:>6.2f} GB "
-              f"{duration(seconds) if counted else '—':>13}", flush=True)
-    print(f"{'total':<26} {'':<34} {'':>9} {'':>9} {duration(total):>10} {disk / 1e9:>6.2f} GB {duration(on_gpu):>13}\n"
-          f"GPU, assumed: not measured; counted operations at {args.gpu_tflops:g} TFLOP/s, the other stages on this CPU.")
+        for found in json.loads(done.stdout.splitlines()[-1]):
+            if found["method"] not in (*args.methods, EVERY):
+                continue
+            counted = found["operations"]
+            # A stage without networks is taken to run on the CPU all the same.
+            seconds = found["scaled"] if counted is None else counted / (args.gpu_tflops * 1e12)
+            for method in args.methods:
+                if found["method"] in (method, EVERY):
+                    totals[method] += found["scaled"], found["disk"], seconds
+            print(f"{found['method']:<7} {found['stage']:<26} {found['measured']:<35} {duration(found['seconds']):>9} "
+                  f"{found['peak']:>9,.0f} {duration(found['scaled']):>10} {found['disk'] / 1e9:>7.2f} GB "
+                  f"{duration(seconds) if counted else '—':>13}", flush=True)
+    for method, (scaled, disk, on_gpu) in {**totals, "total": sum(totals.values())}.items():
+        print(f"{method:<7} {'all its stages':<26} {'':<35} {'':>9} {'':>9} {duration(scaled):>10} {disk / 1e9:>7.2f} GB "
+              f"{duration(on_gpu):>13}")
+    print(f"GPU, assumed: not measured; counted operations at {args.gpu_tflops:g} TFLOP/s, the other stages on this CPU. "
+          "gan and depth also need text's captions.\nridge.py --stream keeps VGG19's layers off the disk, for the price of "
+          "computing them twice.")
 
 
 if __name__ == "__main__":

@@ -249,16 +249,16 @@ class Decoder:
         return total
 
     def _gram_of(self, trials):
-        """X'X (voxels, voxels) float64 over some trials; only the lower triangle is multiplied out."""
+        """X'X (voxels, voxels) float64 over some trials."""
         gram = torch.zeros(self.n_voxels, self.n_voxels, dtype=torch.float64, device=self.device)
-        width = 512
         for _, voxels in self._chunks(trials):
-            for start in range(0, self.n_voxels, width):
-                stop = min(start + width, self.n_voxels)
-                gram[start:stop, :stop].addmm_(voxels[:, start:stop].T, voxels[:, :stop])
+            _add_square(gram, voxels)
+        width = 512
         for start in range(0, self.n_voxels, width):
             stop = min(start + width, self.n_voxels)
             gram[:start, start:stop] = gram[start:stop, :start].T
+            square = gram[start:stop, start:stop].tril()
+            gram[start:stop, start:stop] = square + square.tril(-1).T
         return gram
 
     def _kernel(self):
@@ -482,7 +482,7 @@ class Decoder:
         for index in np.unique(chosen):
             weights, sums = self._cached_weights(float(tally.grid[index]))
             dims = torch.from_numpy(np.flatnonzero(chosen == index)).to(self.device)
-            part = _product(targets[dims], weights.T).double() + mean[dims, None] * sums
+            part = product(targets[dims], weights.T).double() + mean[dims, None] * sums
             predictions[dims] = part.float()
         predictions = predictions.T.cpu().numpy()
         if truth is not None:
@@ -531,8 +531,8 @@ class Decoder:
             mixing = torch.cat([-anchor[None], directions.T]).to(values.dtype)
             products = losses.new_zeros(len(targets), len(mixing), len(mixing))
             for shown, rights in zip(stimulus.split(self._tile_trials()), fold.rights(basis)):
-                terms = torch.stack([_product(left, right) for left, right in zip(lefts, rights)])
-                mixed = _product(mixing, terms.flatten(1)).view(len(mixing), len(targets), -1)
+                terms = torch.stack([product(left, right) for left, right in zip(lefts, rights)])
+                mixed = product(mixing, terms.flatten(1)).view(len(mixing), len(targets), -1)
                 mixed[0].add_(values[:, shown]).add_(offset[:, None])
                 products += torch.bmm(mixed.transpose(0, 1), mixed.permute(1, 2, 0))
             signed = torch.cat([torch.ones_like(weights[:1]), -weights]).T
@@ -750,7 +750,7 @@ class _VoxelFold:
 
     def held_out_products(self, targets):
         """(SY)'X over validation trials, (dims, voxels)."""
-        return _product(targets[:, self.stimuli], self.sums)
+        return product(targets[:, self.stimuli], self.sums)
 
     def _training_products(self, targets, level, products):
         """(SY)'X over training trials (dims, voxels), centred in "fixed" mode, `level` (dims,) added to Y in "paper"
@@ -777,13 +777,13 @@ class _EigenFold(_VoxelFold, _Spectrum):
         condition = float(self.values[-1] / self.values[0]) ** 0.5
         self.dtype = torch.float64 if double or _EPS32 * condition > 3e-5 else torch.float32
         offset, self.vectors = (mean @ vectors).to(self.dtype), vectors.to(self.dtype)
-        right = [_product(v.to(self.dtype), self.vectors) - offset for _, v in decoder._chunks(validation)]
+        right = [product(v.to(self.dtype), self.vectors) - offset for _, v in decoder._chunks(validation)]
         self.right = _tiles(torch.cat(right).T, decoder._tile_trials())
         self._take_sums(decoder, k, mean)
 
     def _projected(self, targets, level, products):
         """(U'SY)', (dims, rank)."""
-        return _product(self._training_products(targets, level, products), self.vectors)
+        return product(self._training_products(targets, level, products), self.vectors)
 
 
 class _DualFold(_Spectrum):
@@ -814,7 +814,7 @@ class _DualFold(_Spectrum):
 
     def _projected(self, targets, level, products):
         """(U'SY)', (dims, rank)."""
-        projected = _product(targets[:, self.stimuli], self.left)
+        projected = product(targets[:, self.stimuli], self.left)
         return projected if level is None else projected + level[:, None] * self.left.sum(0)
 
 
@@ -842,14 +842,14 @@ class _SeriesFold(_VoxelFold):
         fold = cls()
         # The first two terms always: their ratio tells the smallest of alphas apart.
         n_terms = 1 if radius == 0 else max(2, int(np.ceil(np.log(_BASIS_TOLERANCE) / np.log(radius / smallest))))
-        rows = torch.cat([v - mean for _, v in decoder._chunks(decoder.validation_trials[k])])
-        rows = torch.cholesky_solve(rows.T, factor).float()
-        right = [rows]
-        # The further terms are at most _SERIES_RATIO of the first: single precision is plenty for them.
-        factor = factor.float() if n_terms > 1 else factor
-        for _ in range(n_terms - 1):
-            rows = torch.cholesky_solve(rows, factor)
-            right.append(rows)
+        # With G + a = LL' both steps are products with L^-1, whose condition is the square root of G's: single precision
+        # serves.
+        inverse = _inverse(factor).float()
+        rows = torch.cat([(v - mean).float() for _, v in decoder._chunks(decoder.validation_trials[k])])
+        right = []
+        for _ in range(n_terms):
+            rows = product(product(rows, inverse.T), inverse)
+            right.append(rows.T)
         fold.centre, fold.n_terms = centre, n_terms
         fold.right = list(zip(*(_tiles(rows, decoder._tile_trials()) for rows in right)))
         fold._take_sums(decoder, k, mean)
@@ -879,19 +879,37 @@ class _SeriesFold(_VoxelFold):
 # -------------------------------------------------------------------- numerics
 
 
-def _product(left, right):
-    """left @ right, whose rows or columns lie together in memory.
+def product(left, right):
+    """left (n, m) @ right (m, k).
 
     In single precision on a CPU by oneDNN, which PyTorch's own @ does not use: it takes MKL, of half the rate on a
     processor that is not Intel's (`benchmarks/ridge.py` prints both)."""
-    if left.device.type == "cpu" and left.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(left, right.T, None, "none", [], "")
-    return left @ right
+    if left.device.type != "cpu" or left.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return left @ right
+    # oneDNN has no fast kernel for a right factor with gaps.
+    weight = right.T if right.is_contiguous() or right.T.is_contiguous() else right.T.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(left, weight, None, "none", [], "")
 
 
 def _tiles(right, n_trials):
     """Columns of (rank, validation trials) in contiguous tiles of n_trials."""
     return [tile.contiguous() for tile in right.split(n_trials, 1)]
+
+
+def _add_square(gram, rows):
+    """Add rows'rows to the lower triangle of gram, at least."""
+    if gram.device.type == "cpu":
+        # In place; the transposes have the column order that BLAS wants.
+        scipy.linalg.blas.dsyrk(1.0, rows.numpy().T, beta=1.0, c=gram.numpy().T, overwrite_c=True)
+    else:
+        gram.addmm_(rows.T, rows)
+
+
+def _inverse(factor):
+    """Inverse of a lower triangular matrix, float64."""
+    if factor.device.type == "cpu":
+        return torch.from_numpy(scipy.linalg.lapack.dtrtri(factor.numpy(), lower=True)[0])
+    return torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(factor), upper=False)
 
 
 def _eigen(gram):
@@ -922,7 +940,8 @@ def _cholesky(gram, alpha):
     generator, single = torch.Generator().manual_seed(0), factor.float()
     block = torch.randn(len(gram), 8, generator=generator).to(gram.device)
     for _ in range(8):
-        block = torch.cholesky_solve(torch.linalg.qr(block)[0], single)
+        half = torch.linalg.solve_triangular(single, torch.linalg.qr(block)[0], upper=False)
+        block = torch.linalg.solve_triangular(single.T, half, upper=True)
     return factor, 0.5 / float(torch.linalg.matrix_norm(block, 2))
 
 
