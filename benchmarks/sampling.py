@@ -3,6 +3,9 @@
     python benchmarks/sampling.py            # 15 minutes; needs 6 GB, and 2 GB of disk in .bench
     python benchmarks/sampling.py --small    # without SD 1.4's architecture (random weights): 3 minutes
 
+With a CUDA device the UNet of SD 1.4 is also timed there: one sample at a time in float32, then batched, in half precision,
+with channels_last and compiled, each beside the rate of the device's own matrix products. (NEVER RUN so far: no GPU.)
+
 Solvers are compared on what `make demo` decoded (SIMULATED subject), so that comes first; else they are left out.
 
 The published img2feat_sd1 encodes one image, runs 40 guided denoising steps at batch 1, decodes and throws the result
@@ -82,9 +85,9 @@ def precision(build, shape, name):
           f"{apart:.1%} of their sd)")
 
 
-def small(dtype):
+def small(dtype, device=CPU):
     os.environ["NSD_MODELS"] = "tiny"
-    return diffusion.LatentDiffusion(models.StableDiffusion("sd", CPU, dtype))
+    return diffusion.LatentDiffusion(models.StableDiffusion("sd", device, dtype))
 
 
 def solvers(workdir, count):
@@ -112,14 +115,51 @@ def solvers(workdir, count):
         print(f"{solver + ' ' + str(steps):<44} {seconds / count:>9.2f} {scores[0]:>10.3f} {scores[1]:>9.3f} {apart:>20.1f}")
 
 
-def real(dtype):
+def on_gpu(device, build, batch):
+    """Guided UNet steps of one sample a second on a device, by what is switched on, and the share of its products' rate."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    print(f"\n{f'UNet on {device}, random weights':<44} {'steps/s':>9} {'TFLOP/s':>10} {'of peak':>9} {'ratio':>9}")
+    first, half = None, models.precision("auto", device)
+    named = str(half).removeprefix("torch.")
+    for name, count, dtype, last, compiled in (
+            ("one sample at a time, float32", 1, torch.float32, False, False),
+            (f"batch {batch}, float32", batch, torch.float32, False, False),
+            (f"batch {batch}, {named}", batch, half, False, False),
+            (f"batch {batch}, {named}, channels_last", batch, half, True, False),
+            (f"batch {batch}, {named}, channels_last, compiled", batch, half, True, True)):
+        model = build(dtype, device)
+        unet = model.checkpoint.unet.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+        network = torch.compile(unet) if compiled else unet
+        latents = torch.randn(2 * count, unet.config.in_channels, model.latent_side, model.latent_side, device=device, dtype=dtype)
+        text = torch.randn(2 * count, *model.text_shape, device=device, dtype=dtype)
+
+        @torch.inference_mode()
+        def step(network=network, latents=latents, text=text):
+            return network(latents, 500, encoder_hidden_states=text).sample.float().cpu()
+        with FlopCounterMode(display=False) as counter:
+            step(unet)
+        seconds = fastest(step, 3)
+        rate = counter.get_total_flops() / seconds
+        first = count / seconds if first is None else first
+        print(f"{name:<44} {count / seconds:>9.2f} {rate / 1e12:>10.2f} {rate / products(device, dtype):>9.0%} "
+              f"{count / seconds / first:>8.1f}×", flush=True)
+
+
+def products(device, dtype, size=4096):
+    """Floating-point operations a second of large matrix products on a device."""
+    one = torch.randn(size, size, device=device).to(dtype)
+    return 2 * size ** 3 / fastest(lambda: (one @ one)[0, 0].item(), 3)
+
+
+def real(dtype, device=CPU):
     """SD 1.4's architecture with random weights, as the slow tests build it."""
     from tests.test_real_architectures import write_stable_diffusion
 
     if not (REAL / "sd" / "unet").exists():
         write_stable_diffusion(REAL)
     os.environ["NSD_MODELS"] = str(REAL)
-    return diffusion.LatentDiffusion(models.StableDiffusion("sd", CPU, dtype))
+    return diffusion.LatentDiffusion(models.StableDiffusion("sd", device, dtype))
 
 
 def main():
@@ -136,6 +176,10 @@ def main():
     precision(small, (16, 4, 16, 16), "small UNet, batch 16")
     if not args.small:
         precision(real, (2, 4, 64, 64), "SD 1.4 UNet, 64×64, batch 2")
+    if torch.cuda.is_available():
+        on_gpu(torch.device("cuda"), small if args.small else real, 32)
+    else:
+        print("\nGPU: there is none here, nothing measured")
     if args.workdir.exists():
         solvers(args.workdir, args.images)
     else:
