@@ -22,6 +22,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from utils import layout  # noqa: E402
+
 TRIALS, TRAIN_TRIALS, TRAIN_STIMULI, STIMULI, TEST = 30_000, 24_980, 8_859, 9_841, 982  # subj01, 37 sessions of training
 EARLY, VENTRAL, LATENT, CONDITIONING = 5_917, 7_604, 6_400, 59_136
 AVERAGED = 26_688                                      # voxels of decoded.ROIS
@@ -31,7 +33,7 @@ VGG19 = {"conv1_2": (64, 224, 224), "conv2_2": (128, 112, 112), "conv3_4": (256,
 VGG19_DIMS = sum(int(np.prod(shape)) for shape in VGG19.values())
 EVALUATED = 2_048 + 192 * 17 * 17 + 256 * 8 * 8 + 4_096 + 768 + 2 * 257 * 1_024  # dims of all evaluation features
 SAMPLES, STEPS, GUIDED = 5, 40, 2
-METHODS, EVERY = ("cvpr", "text", "gan", "depth"), "every"
+EVERY = "every"                                        # method
 DRAW = 0
 
 
@@ -44,11 +46,7 @@ def make_subjmri(args):
         world = Path(folder) / "nsd"
         world.mkdir()
         write_world(world, 1, volumes)
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "make_subjmri.py", "--subject", "subj01", "--workdir", folder], check=True, cwd=ROOT,
-                       env=os.environ | {"NSD_ROOT": str(world)}, capture_output=True)
-        seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        seconds, peak = script("make_subjmri.py", "--subject", "subj01", "--workdir", folder, NSD_ROOT=str(world))
     return [row("cvpr", "make_subjmri", f"{volumes} volumes", seconds, seconds * TRIALS / volumes,
                 TRIALS * sum(ROIS.values()) * 2, peak=peak)]
 
@@ -130,6 +128,7 @@ def vgg19(args):
 
     def invert():
         icnn.invert(encoder, generator, targets, torch.rand(4, 4_096), n_iter=2)
+
     def forward():
         made = icnn.central(generator.network(torch.rand(4, 4_096)), encoder.image_size)
         encoder.activations(made, icnn.LAYERS)
@@ -146,7 +145,7 @@ def vgg19(args):
 
 def make_subjstim(args):
     """A subject's matrix of 512 stimuli × 59,136 dims, by its script."""
-    from utils import layout, store
+    from utils import store
 
     count = 512
     with tempfile.TemporaryDirectory() as folder:
@@ -159,11 +158,8 @@ def make_subjstim(args):
         random = np.random.default_rng(DRAW)
         for start in range(0, count, 256):
             shards.write(ids[start:start + 256], random.standard_normal((256, CONDITIONING), np.float32), {"stimuli": "nsd"})
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "make_subjstim.py", "--featname", "c", "--use_stim", "each", "--subject", "subj01",
-                        "--workdir", folder], check=True, cwd=ROOT, capture_output=True)
-        seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        seconds, peak = script("make_subjstim.py", "--featname", "c", "--use_stim", "each", "--subject", "subj01",
+                               "--workdir", folder)
     sizes = {"cvpr": (LATENT + CONDITIONING) * 4, "text": BLIP * 2, "gan": VGG19_DIMS * 2, "depth": DPT * 2}
     return [row(method, "make_subjstim", f"{count} stimuli × {CONDITIONING:,}", seconds,
                 seconds * STIMULI * size / (count * CONDITIONING * 4), STIMULI * size, peak=peak)
@@ -172,47 +168,43 @@ def make_subjstim(args):
 
 def ridge(name, voxels, dims, args):
     """Factorise all training trials, and decode a slice of the dims."""
-    from utils import regression
-
     random, part = np.random.default_rng(DRAW), 1_024
     rows = np.concatenate([np.arange(TRAIN_STIMULI), random.integers(TRAIN_STIMULI, size=TRAIN_TRIALS - TRAIN_STIMULI)])
     signal = random.standard_normal((TRAIN_STIMULI, 64), np.float32)
     mixing = random.standard_normal((64, voxels), np.float32)
     train = (100 * (signal[rows] @ mixing + 8 * random.standard_normal((TRAIN_TRIALS, voxels), np.float32))).astype(np.int16)
     targets = signal @ random.standard_normal((64, part), np.float32)
-    test, out = random.standard_normal((TEST, voxels), np.float32), np.empty((TEST, part), np.float32)
-    start = time.perf_counter()
-    decoder = regression.Decoder(train, rows, n_stimuli=TRAIN_STIMULI)
-    decoder.predict_to(targets[:, :64], test, out[:, :64])
-    first = time.perf_counter() - start
-    start = time.perf_counter()
-    decoder.predict_to(targets, test, out)
-    rest = time.perf_counter() - start
+    first, rest = fitted(train, rows, targets, random.standard_normal((TEST, voxels), np.float32))
     return [row("cvpr", name, f"all trials, {part:,} of {dims:,} dims", first + rest, first + rest * dims / part,
                 TEST * dims * 4)]
 
 
 def ridge_of_averages(args):
     """Factorise the averages of all training stimuli, and decode a slice of the dims of each further method."""
-    from utils import regression
-
     random, part = np.random.default_rng(DRAW), 1_024
     signal = random.standard_normal((TRAIN_STIMULI, 64), np.float32)
     train = signal @ random.standard_normal((64, AVERAGED), np.float32)
     for rows in np.array_split(train, 16):
         rows += 5 * random.standard_normal(rows.shape, np.float32)
     targets = signal @ random.standard_normal((64, part), np.float32)
-    test, out = random.standard_normal((TEST, AVERAGED), np.float32), np.empty((TEST, part), np.float32)
+    first, rest = fitted(train, np.arange(TRAIN_STIMULI), targets, random.standard_normal((TEST, AVERAGED), np.float32))
+    return [row(method, f"ridge {name}", f"averages, {part:,} of {dims:,} dims", first + rest, first + rest * dims / part,
+                TEST * dims * 4)
+            for method, name, dims in (("text", "blip", BLIP), ("gan", "VGG19", VGG19_DIMS), ("depth", "dpt_emb0–3", DPT))]
+
+
+def fitted(train, rows, targets, test):
+    """Seconds to factorise training voxels (trials, voxels), and then to decode targets (stimuli, dims)."""
+    from utils import regression
+
+    out = np.empty((TEST, targets.shape[1]), np.float32)
     start = time.perf_counter()
-    decoder = regression.Decoder(train, np.arange(TRAIN_STIMULI))
+    decoder = regression.Decoder(train, rows, n_stimuli=TRAIN_STIMULI)
     decoder.predict_to(targets[:, :64], test, out[:, :64])
     first = time.perf_counter() - start
     start = time.perf_counter()
     decoder.predict_to(targets, test, out)
-    rest = time.perf_counter() - start
-    return [row(method, f"ridge {name}", f"averages, {part:,} of {dims:,} dims", first + rest, first + rest * dims / part,
-                TEST * dims * 4)
-            for method, name, dims in (("text", "blip", BLIP), ("gan", "VGG19", VGG19_DIMS), ("depth", "dpt_emb0–3", DPT))]
+    return first, time.perf_counter() - start
 
 
 def diffusion_decoding(args):
@@ -277,13 +269,13 @@ STAGES = {
     "img2feat_blip": (img2feat_blip, ["text"]),
     "make_vgg19bdpy": (vgg19, ["gan"]),
     "img2feat_dpt": (img2feat_dpt, ["depth"]),
-    "make_subjstim": (make_subjstim, METHODS),
+    "make_subjstim": (make_subjstim, layout.METHODS),
     "ridge init_latent": (lambda args: ridge("ridge init_latent, early", EARLY, LATENT, args), ["cvpr"]),
     "ridge c": (lambda args: ridge("ridge c, ventral", VENTRAL, CONDITIONING, args), ["cvpr"]),
-    "ridge of averages": (ridge_of_averages, METHODS[1:]),
-    "diffusion_decoding": (diffusion_decoding, METHODS),
-    "img2feat_decoded": (img2feat_decoded, METHODS),
-    "identification": (identify, METHODS),
+    "ridge of averages": (ridge_of_averages, layout.METHODS[1:]),
+    "diffusion_decoding": (diffusion_decoding, layout.METHODS),
+    "img2feat_decoded": (img2feat_decoded, layout.METHODS),
+    "identification": (identify, layout.METHODS),
 }
 
 
@@ -300,6 +292,13 @@ def stable_diffusion(args):
 
     os.environ["NSD_MODELS"] = str(args.models)
     return diffusion.LatentDiffusion(models.StableDiffusion("sd", torch.device("cpu"), torch.bfloat16))
+
+
+def script(*command, **environment):
+    """Seconds and peak MiB of one of the root's scripts."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, cwd=ROOT, env=os.environ | environment, capture_output=True)
+    return time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
 
 
 def peak_mib():
@@ -331,7 +330,7 @@ def duration(seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all four")
+    parser.add_argument("--methods", nargs="+", choices=layout.METHODS, default=layout.METHODS, help="default: all four")
     parser.add_argument("--models", type=Path, default=ROOT / ".bench", metavar="DIR",
                         help="where SD 1.4's architecture is, or is written (default: .bench)")
     parser.add_argument("--gpu_tflops", type=float, default=40, metavar="N",

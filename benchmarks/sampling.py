@@ -3,8 +3,9 @@
     python benchmarks/sampling.py            # 15 minutes; needs 6 GB, and 2 GB of disk in .bench
     python benchmarks/sampling.py --small    # without SD 1.4's architecture (random weights): 3 minutes
 
-With a CUDA device the UNet of SD 1.4 is also timed there: one sample at a time in float32, then batched, in half precision,
-with channels_last and compiled, each beside the rate of the device's own matrix products. (NEVER RUN so far: no GPU.)
+With a CUDA device the UNet of SD 1.4 is also timed there: one sample at a time in float32, then batched, in half
+precision, with channels_last and compiled, each beside the rate of the device's own matrix products. (NEVER RUN so far:
+no GPU.)
 
 Solvers are compared on what `make demo` decoded (SIMULATED subject), so that comes first; else they are left out.
 
