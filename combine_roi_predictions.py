@@ -3,10 +3,13 @@
 A weighted mean. By default a ROI's weight is its cross-validated R² on the training data (the test images have no
 say); --weights equal is the plain mean. Use it as any other ROI: diffusion_decoding.py --roi_c early+ventral.
 
-Reads   decoded/{subject}/{subject}_{roi}_scores_{target}.npy and .json, one per ROI
+Reads   decoded/{subject}/{subject}_{roi}_scores_{target}.npy and .json, one per ROI;
+        nsdfeat/subjfeat/{subject}_{each,ave}_{target}.h5, if it is there, for the test correlations
 Writes  decoded/{subject}/{subject}_{roi+roi}_scores_{target}.npy and .json
 """
-from utils import cli, combining, layout, store
+import functools
+
+from utils import cli, combining, correlation, layout, store
 
 
 def main(argv=None):
@@ -40,8 +43,14 @@ def main(argv=None):
             print(f"{path.stem}: done before")
             return
         with cli.progress(desc=path.stem, total=len(predictions[0]), unit="image") as bar:
-            combining.write(path, predictions, shares, wanted, bar.update, records[0].get("features"))
+            judge = functools.partial(combining.correlations, ws, args.target, records[0])
+            profile, pattern = combining.write(path, predictions, shares, wanted, bar.update, judge,
+                                               records[0].get("features"))
     print(f"{path.stem}: " + ", ".join(f"{roi} {share:.2f}" for roi, share in zip(args.rois, shares)))
+    if profile is pattern is None:
+        cli.say(f"{path.stem}: the true features that {paths[0].name} was decoded against are not there to compare with")
+    else:
+        print(f"{path.stem}: {correlation.sentence(profile, pattern)}")
 
 
 if __name__ == "__main__":

@@ -240,7 +240,7 @@ def test_one_test_image_has_predictions_but_no_correlation(tmp_path, monkeypatch
     subjstim.gather(ws, "c", "each", "nsd")
     capsys.readouterr()
     ridge.main(["--workdir", str(tmp_path), *SUBJECT, "--gpu", "-1", "--target", "c", "--roi", "early"])
-    assert "test r is not defined" in capsys.readouterr().out and not recwarn.list
+    assert "profile r = not defined" in capsys.readouterr().out and not recwarn.list
     assert np.isfinite(np.load(ws.scores(["early"], "c"))).all()
     assert store.read_json(layout.sidecar(ws.scores(["early"], "c")))["test_correlation"] is None
 

@@ -63,6 +63,29 @@ def test_equal_weights_are_the_mean_and_need_no_score(tmp_path, run):
     assert np.allclose(combined(tmp_path)[0], (early + ventral) / 2, atol=1e-6)
 
 
+def test_the_combination_is_compared_with_the_features_that_its_parts_were_decoded_against(tmp_path, run):
+    true = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    path = layout.Workspace(tmp_path, "subj01").subject_features("each", "c")
+    ids = np.arange(len(true))
+    store.write_subject_features(path, {split: (ids, ids, lambda some: true[some]) for split in ("tr", "te")}, {})
+    name = "/".join(path.parts[-3:])
+    parts = [predict(tmp_path, roi, inputs={name: store.digest(path)}) for roi in ("early", "ventral")]
+    done = run()
+    mean = (parts[0] + parts[1]) / 2
+    profile = np.mean([np.corrcoef(p, t)[0, 1] for p, t in zip(mean.T, true.T)])
+    pattern = np.mean([np.corrcoef(p, t)[0, 1] for p, t in zip(mean, true)])
+    assert f"profile r = {profile:.3f}" in done.stdout and f"pattern r = {pattern:.3f}" in done.stdout
+    _, record = combined(tmp_path)
+    assert record["test_correlation"] == pytest.approx(profile, abs=1e-6)
+    assert record["test_pattern_correlation"] == pytest.approx(pattern, abs=1e-6)
+
+    for roi in ("early", "ventral"):
+        predict(tmp_path, roi, inputs={name: "of another file"})
+    done = run("--overwrite")
+    assert "r = " not in done.stdout and "are not there to compare with" in done.stderr
+    assert combined(tmp_path)[1]["test_correlation"] is None
+
+
 def test_a_roi_below_zero_has_no_weight_and_all_below_zero_is_refused(tmp_path, run):
     early = predict(tmp_path, "early", cv_r2=0.2)
     predict(tmp_path, "ventral", cv_r2=-0.4)

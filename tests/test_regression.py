@@ -193,6 +193,7 @@ def test_block_and_tile_sizes_do_not_change_the_answer(mode, alphas, monkeypatch
     np.testing.assert_array_equal(blocks.alphas, whole.alphas)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(blocks.test_correlation, whole.test_correlation, rtol=1e-4)
+    np.testing.assert_allclose(blocks.test_pattern_correlation, whole.test_pattern_correlation, rtol=1e-4)
 
 
 def test_voxels_features_and_output_may_be_hdf5(tmp_path):
@@ -323,9 +324,13 @@ def test_test_correlation_and_r2_are_pearson_and_explained_variance():
     decoder, report, out = world.fit()
     expected = [np.corrcoef(out[:, j], world.test_features[:, j])[0, 1] for j in range(24)]
     np.testing.assert_allclose(report.test_correlation, expected, rtol=1e-4)
+    expected = [np.corrcoef(out[i], world.test_features[i])[0, 1] for i in range(len(out))]
+    np.testing.assert_allclose(report.test_pattern_correlation, expected, rtol=1e-4)
     variance = world.features[world.stimulus].astype(np.float64).var(0)
     np.testing.assert_allclose(report.cv_r2, 1 + report.cv_scores / variance, rtol=1e-4, atol=1e-6)
     summary = json.loads(json.dumps(report.summary(), allow_nan=False))
+    assert summary["test_correlation"] == report.test_correlation.mean()
+    assert summary["test_pattern_correlation"] == report.test_pattern_correlation.mean()
     assert summary["dims"] == 24 and sum(summary["alphas"].values()) == 24
 
 

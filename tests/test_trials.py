@@ -78,7 +78,8 @@ class Recorder:
     def predict_to(self, features, test, out, test_features, **_):
         self.features, self.test, self.test_features = features[:][self.rows], test, test_features[:]
         out[:] = 0
-        return SimpleNamespace(at_edge=0, alphas=[1], test_correlation=np.array([0.0]), summary=dict)
+        return SimpleNamespace(at_edge=0, alphas=[1], summary=lambda: dict.fromkeys(
+            ("test_correlation", "test_pattern_correlation")))
 
 
 @pytest.mark.parametrize("use", ["each", "ave"])

@@ -1,7 +1,7 @@
 """Combine the predictions that several ROIs make of the same features, weighted by what the training data say."""
 import numpy as np
 
-from utils import layout, store
+from utils import correlation, layout, store
 from utils.errors import Problem
 
 BLOCK_BYTES = 1 << 26
@@ -77,10 +77,42 @@ def combine_to(out, predictions, shares, progress):
         progress(len(out[some]))
 
 
-def write(path, predictions, shares, wanted, progress, features=None):
-    """The combination, as ridge.py writes a prediction: (test stimuli, dims) float32; beside it `wanted`, the weights."""
+def correlations(ws, target, record, combination):
+    """The `correlation.Correlations` of a combination (test stimuli, dims) with the true features of the test stimuli.
+
+    record: of one of the predictions. None where the features that it was decoded against are not there any more, or
+    were never stored.
+    """
+    paths = {"/".join(path.parts[-3:]): path for path in (ws.subject_features(use, target) for use in ("each", "ave"))}
+    for name, path in paths.items():
+        if name in record.get("inputs", {}) and path.exists() and store.digest(path) == record["inputs"][name]:
+            return _correlations(path, combination)
+    return None
+
+
+def _correlations(path, combination):
+    found = correlation.Correlations(*combination.shape)
+    columns = max(1, BLOCK_BYTES // (8 * len(combination)))
+    with store.SubjectFeatures(path, "make_subjstim.py") as matrix:
+        true = matrix.features("te")
+        for start in range(0, combination.shape[1], columns):
+            some = slice(start, start + columns)
+            found.add(slice(None), some, combination[:, some], true[:, some])
+    return found
+
+
+def write(path, predictions, shares, wanted, progress, judge, features=None):
+    """The combination, as ridge.py writes a prediction: (test stimuli, dims) float32; beside it `wanted`, the weights.
+
+    judge: given the combination, gives its `correlation.Correlations` or None. Returns the two mean test correlations,
+    (None, None) without.
+    """
     with store.atomic(path) as temporary:
         out = store.new_npy(temporary, predictions[0].shape)
         combine_to(out, predictions, shares, progress)
         out.flush()
-        store.finish(path, wanted, temporary, features=features, weights=[float(share) for share in shares])
+        found = judge(out)
+        means = (None, None) if found is None else tuple(map(correlation.mean, (found.profile, found.pattern)))
+        store.finish(path, wanted, temporary, features=features, weights=[float(share) for share in shares],
+                     test_correlation=means[0], test_pattern_correlation=means[1])
+    return means

@@ -3,7 +3,7 @@ import functools
 
 import numpy as np
 
-from utils import cli, icnn, layout, regression, store, trials
+from utils import cli, correlation, icnn, layout, regression, store, trials
 from utils.errors import Problem
 
 DATASETS = ("original", "occluded")
@@ -20,7 +20,7 @@ def add_arguments(parser, dataset):
     parser.add_argument("--dataset", choices=DATASETS, default=dataset,
                         help=f"whether the features are of whole or occluded images (default: {dataset})")
     parser.add_argument("--use_stim", choices=["each", "ave"],
-                        help="train on single trials or on stimulus averages (default: each; ave for VGG19's layers)")
+                        help="train on single trials or on stimulus averages (default: each; ave for VGG19's layers, in paper mode for conv* only)")
     parser.add_argument("--mode", choices=["fixed", "paper"], default="fixed",
                         help="fixed: intercept, folds by stimulus, alphas 1 … 1e6; paper: as published (default: fixed)")
     parser.add_argument("--alphas", type=float, nargs="+", help="ridge penalties to choose from, per dim")
@@ -36,7 +36,7 @@ def add_arguments(parser, dataset):
 
 
 def decode(args):
-    """Fit each target and write the test images' predictions. Prints the mean test correlation of each."""
+    """Fit each target and write the test images' predictions. Prints the two mean test correlations of each."""
     ws, choice = layout.Workspace.of(args), layout.VoxelChoice.of(args)
     voxels = trials.load_voxels(ws, args.roi, choice)
     tags = [choice.tag(roi) for roi in args.roi]
@@ -77,19 +77,18 @@ def decode(args):
         if report.at_edge:
             cli.say(f"{target}: {report.at_edge} of {len(report.alphas)} dims chose an alpha at the grid's edge; "
                     "give a wider --alphas if that is more than a few")
-        print(f"{path.stem}: {sentence(report)} over {len(report.alphas)} dims")
-
-
-def sentence(report):
-    """The mean test correlation, or that there is none: over a single test image, r is not defined."""
-    if not np.isfinite(report.test_correlation).any():
-        return "test r is not defined, as nothing varies over the test images,"
-    return f"test r = {np.nanmean(report.test_correlation):.3f}"
+        found = report.summary()
+        print(f"{path.stem}: {correlation.sentence(found['test_correlation'], found['test_pattern_correlation'])}")
 
 
 def use_of(args, target):
-    """Whether a target is decoded from single trials ("each") or stimulus averages ("ave")."""
-    return args.use_stim or ("ave" if target.removesuffix("_occluded") in layout.VGG19_LAYERS else "each")
+    """Whether a target is decoded from single trials ("each") or stimulus averages ("ave").
+
+    Averages for VGG19's layers, whose dims are many. In paper mode for its convolutions alone, as published.
+    """
+    layer = target.removesuffix("_occluded")
+    averaged = layer in layout.VGG19_LAYERS and not (args.mode == "paper" and layer.startswith("fc"))
+    return args.use_stim or ("ave" if averaged else "each")
 
 
 def alphas_of(args, target):
@@ -119,7 +118,8 @@ def fit_streamed(decoder, alphas, streamed, voxels, path, wanted, args):
                 lambda: streamed.replay(voxels.train_stimuli), streamed.dims, voxels.test, out, alphas=alphas,
                 memory_bytes=int(args.stream_memory * 2 ** 30), shared_alpha=args.shared_alpha,
                 progress=lambda done, _: bar.update(done - bar.n))
-        report.test_correlation = streamed.correlation(out, voxels.test_stimuli)
+        found = streamed.correlations(out, voxels.test_stimuli)
+        report.test_correlation, report.test_pattern_correlation = found.profile, found.pattern
         out.flush()
         store.finish(path, wanted, temporary, **report.summary())
     return report
@@ -140,14 +140,14 @@ def open_features(ws, use, target, dataset):
 
 
 def check_dataset(target, dataset):
-    """Raises Problem where --dataset and the target's name disagree (SPEC §6.6)."""
+    """Raises Problem where --dataset and the target's name disagree (docs/published_defects.md, 6)."""
     if target.endswith("_occluded") != (dataset == "occluded"):
         other = "ridge_occlusion.py (--dataset occluded)" if dataset == "original" else "ridge.py (--dataset original)"
         raise Problem(f"target {target} with --dataset {dataset}", f"use {other}, or the other target")
 
 
 def check_pairing(matrix, voxels):
-    """Raises Problem unless features and voxels are of the same stimuli in the same order (SPEC §6.2)."""
+    """Raises Problem unless features and voxels are of the same stimuli in the same order (docs/published_defects.md, 2)."""
     for split, stimuli in (("tr", voxels.train_stimuli), ("te", voxels.test_stimuli)):
         if not np.array_equal(matrix.stimuli(split), stimuli):
             raise Problem(f"{matrix.path} and mrifeat hold different {split} stimuli "

@@ -1,4 +1,4 @@
-"""VGG19's features, and pictures from them by inversion with a generator (SPEC §2c, §5: VGG19/iCNN).
+"""VGG19's features, and pictures from them by inversion with a generator (docs/algorithms.md#vgg19-and-its-inversion).
 
 The numbers are those of Takagi & Nishimoto (arXiv 2306.11536), recon_icnn_image_vgg19_dgn_relu7gen_gd.py, who took
 them from Kamitani Lab's cookbook (Shen et al., PLOS Computational Biology 2019). `invert` does for a batch of pictures
@@ -13,7 +13,7 @@ import scipy.io
 import torch
 from PIL import Image
 
-from utils import cli, decoded, features, images, layout, mat5, models, store, trials
+from utils import cli, correlation, decoded, features, images, layout, mat5, models, store, trials
 from utils.errors import Problem
 
 LAYERS = ("conv1_2", "conv2_2", "conv3_4", "conv4_4", "conv5_4", "fc6", "fc7", "fc8")  # that are inverted
@@ -102,22 +102,12 @@ class Streamed:
             found, = activations(self.encoder, inputs, [self.layer], self.dtype)
             yield np.array(rows), features.as_numpy(found).reshape(len(rows), -1)
 
-    def correlation(self, predicted, ids):
-        """Pearson r, (dims,) float64, over stimuli, of predictions (len(ids), dims) with the true features. One pass.
-
-        NaN where either side does not vary.
-        """
-        total, squares, products = np.zeros((3, self.dims))
+    def correlations(self, predicted, ids):
+        """The `correlation.Correlations` of predictions (len(ids), dims) with the true features. One pass."""
+        found = correlation.Correlations(len(ids), self.dims)
         for rows, true in self.replay(ids):
-            true = true.astype(np.float64)
-            total += true.sum(0)
-            squares += (true ** 2).sum(0)
-            products += (true * predicted[rows]).sum(0)
-        mean, spread = predicted.mean(0, dtype=np.float64), predicted.std(0, dtype=np.float64)
-        variance = squares / len(ids) - (total / len(ids)) ** 2
-        with np.errstate(divide="ignore", invalid="ignore"):
-            r = (products / len(ids) - mean * total / len(ids)) / (spread * np.sqrt(variance))
-        return np.where((spread > 0) & (variance > 1e-12 * squares / len(ids)), r, np.nan)
+            found.add(rows, slice(None), predicted[rows], true)
+        return found
 
 
 # Inversion

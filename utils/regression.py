@@ -28,6 +28,8 @@ import numpy as np
 import scipy.linalg
 import torch
 
+from utils import correlation
+
 #: `--mode fixed`: 1 … 1e6, log-spaced (SPEC §5).
 FIXED_ALPHAS = tuple(float(a) for a in np.logspace(0, 6, 10))
 
@@ -86,8 +88,9 @@ class Report:
         chosen alpha (feature units squared; himalaya's `l2_neg_loss`). NaN where a dim was not scored (`--stream`
         with a shared alpha).
     cv_r2 : (dims,) float64, the same as a share of the target's variance over training trials: 1 - mse / variance.
-    test_correlation : (dims,) float64 Pearson r over test stimuli, or None without test features. NaN where
-        either side is constant.
+    test_correlation : (dims,) float64, each dim's r over test stimuli (`correlation.Correlations.profile`), or None
+        without test features. NaN where either side is constant.
+    test_pattern_correlation : (test stimuli,) float64, each stimulus's r over dims (`.pattern`), or None likewise.
     grid : the alphas tried.
     at_low_edge, at_high_edge : dims (constant ones left out) whose winner is the grid's smallest / largest alpha.
     constant_targets : dims that do not vary over training stimuli; they are predicted by their mean ("fixed").
@@ -99,6 +102,7 @@ class Report:
     cv_scores: np.ndarray
     cv_r2: np.ndarray
     test_correlation: np.ndarray | None
+    test_pattern_correlation: np.ndarray | None
     grid: tuple
     at_low_edge: int
     at_high_edge: int
@@ -123,14 +127,10 @@ class Report:
             "n_voxels": self.n_voxels, "n_folds": self.n_folds, "dims": int(self.alphas.size),
             "constant_voxels": self.constant_voxels, "constant_targets": self.constant_targets,
             "alphas": counts, "at_low_edge": self.at_low_edge, "at_high_edge": self.at_high_edge,
-            "cv_score": _finite_mean(self.cv_scores), "cv_r2": _finite_mean(self.cv_r2),
-            "test_correlation": None if self.test_correlation is None else _finite_mean(self.test_correlation),
+            "cv_score": correlation.mean(self.cv_scores), "cv_r2": correlation.mean(self.cv_r2),
+            "test_correlation": correlation.mean(self.test_correlation),
+            "test_pattern_correlation": correlation.mean(self.test_pattern_correlation),
         }
-
-
-def _finite_mean(values):
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else None
 
 
 class Decoder:
@@ -974,7 +974,7 @@ class _Tally:
     def __init__(self, decoder, grid, dims, with_truth):
         self.decoder, self.grid = decoder, grid
         self.alphas, self.scores, self.r2 = np.empty(dims), np.full(dims, np.nan), np.full(dims, np.nan)
-        self.correlation = np.full(dims, np.nan) if with_truth else None
+        self.correlations = correlation.Correlations(len(decoder._test), dims) if with_truth else None
         self.constant = self.low = self.high = 0
 
     def _scored(self, losses, mean, variance):
@@ -1010,13 +1010,12 @@ class _Tally:
         self.alphas[:] = self.grid[best]
 
     def correlate(self, block, predictions, truth):
-        """Record Pearson r of a block over test stimuli."""
-        p, t = predictions - predictions.mean(0, dtype=np.float64), truth - truth.mean(0)
-        norm = np.sqrt((p ** 2).sum(0) * (t ** 2).sum(0))
-        self.correlation[block] = np.divide((p * t).sum(0), norm, out=np.full(len(norm), np.nan), where=norm > 0)
+        """Record how a block of dims fits the true features."""
+        self.correlations.add(slice(None), block, predictions, truth)
 
     def report(self):
-        d = self.decoder
-        return Report(self.alphas, self.scores, self.r2, self.correlation, tuple(float(a) for a in self.grid),
-                      self.low, self.high, self.constant, d.constant_voxels, d.mode, d.n_trials, d.n_stimuli,
+        d, found = self.decoder, self.correlations
+        profile, pattern = (None, None) if found is None else (found.profile, found.pattern)
+        return Report(self.alphas, self.scores, self.r2, profile, pattern, tuple(float(a) for a in self.grid), self.low,
+                      self.high, self.constant, d.constant_voxels, d.mode, d.n_trials, d.n_stimuli,
                       d.n_voxels, d.n_folds)
