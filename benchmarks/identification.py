@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from utils import identification  # noqa: E402
 
-IMAGES, SAMPLES = 982, 5  # NSD's shared images seen three times by subj01; samples per image (SPEC §5)
+IMAGES, SAMPLES = 982, 5  # NSD's shared images seen three times by subj01; samples per image
 DIMS, LARGE_DIMS = 2048, 1024 * 257  # inception; clip_h12: 257 tokens × 1,024
 LOOP_ROWS, LOOP_IMAGES = 4, 200  # the part of the loop that is timed
 REPEATS = 7  # the fastest counts, for both

@@ -10,7 +10,8 @@ no GPU.)
 Solvers are compared on what `make demo` decoded (SIMULATED subject), so that comes first; else they are left out.
 
 The published img2feat_sd1 encodes one image, runs 40 guided denoising steps at batch 1, decodes and throws the result
-away (SPEC §6.9). Both sides use the same weights in the same run; the fastest of a few repeats counts.
+away (docs/published_defects.md#sampling-thrown-away). Both sides use the same weights in the same run; the fastest of
+a few repeats counts.
 """
 import argparse
 import os

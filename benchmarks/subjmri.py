@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from utils import nsd, s3  # noqa: E402
 
-SHAPE = (81, 104, 83)  # subj01, func1pt8mm (SPEC §4)
+SHAPE = (81, 104, 83)  # subj01, func1pt8mm (docs/nsd_formats.md)
 BRAIN = 0.32  # share of the volume inside NSD's brain mask, about: 0.22 of 0.70 million voxels
 ROIS = {"early": 5917, "midventral": 986, "midlateral": 834, "midparietal": 950, "ventral": 7604, "lateral": 7799,
-        "parietal": 3548}  # voxels of subj01 (SPEC §4)
+        "parietal": 3548}  # voxels of subj01 (docs/nsd_formats.md)
 SHARED = 1000
 BUCKET = "natural-scenes-dataset"
 

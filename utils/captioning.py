@@ -1,4 +1,4 @@
-"""BLIP: the visual embedding of an image, captions from an embedding, and how well decoded captions fit (SPEC §2b, §5).
+"""BLIP: the visual embedding of an image, captions from an embedding, and how well decoded captions fit.
 
 The embedding is taken at 5/8 of the size that the checkpoint was trained at, with interpolated position embeddings:
 Takagi & Nishimoto (arXiv 2306.11536) feed 240 px to BLIP base, whose own size is 384, and get 226×768 numbers.
@@ -13,7 +13,7 @@ from utils import cli, decoded, diffusion, features, identification, images, lay
 from utils.errors import Problem
 
 FEATURE_SHARE = 240 / 384  # side of the images, as a share of the checkpoint's own size
-BEAMS = {"num_beams": 3, "min_length": 5, "max_length": 20, "repetition_penalty": 1.5}  # SPEC §5; lengths in tokens
+BEAMS = {"num_beams": 3, "min_length": 5, "max_length": 20, "repetition_penalty": 1.5}  # docs/algorithms.md#captions
 AUTO_BATCH = {"cuda": 64, "mps": 16, "cpu": 16}  # captions generated at once
 BLOCK = 256  # captions between two writes: the most that a killed run has to redo
 OTHERS = 20  # of the other images, whose captions say what sharing words by chance comes to

@@ -6,7 +6,7 @@ import numpy as np
 from utils import cli, layout, occlusion, store, trials
 from utils.errors import Problem
 
-# The ROIs that the later methods decode from (SPEC §2b–d; Takagi & Nishimoto, arXiv 2306.11536).
+# The ROIs that the later methods decode from (Takagi & Nishimoto, arXiv 2306.11536).
 ROIS = ("early", "ventral", "midventral", "midlateral", "lateral", "parietal")
 
 
@@ -56,7 +56,7 @@ def options(args):
 
 
 def check_dataset(target, dataset):
-    """Raises Problem where --dataset and the target's name disagree (SPEC §6.6)."""
+    """Raises Problem where --dataset and the target's name disagree (docs/published_defects.md#occluded-over-whole)."""
     if target.endswith("_occluded") != (dataset == "occluded"):
         right = layout.of_dataset(target.removesuffix("_occluded"), dataset)
         raise Problem(f"--target {target} with --dataset {dataset}", f"use --target {right}, or the other dataset")

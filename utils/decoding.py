@@ -140,14 +140,16 @@ def open_features(ws, use, target, dataset):
 
 
 def check_dataset(target, dataset):
-    """Raises Problem where --dataset and the target's name disagree (docs/published_defects.md, 6)."""
+    """Raises Problem where --dataset and the target's name disagree (docs/published_defects.md#occluded-over-whole)."""
     if target.endswith("_occluded") != (dataset == "occluded"):
         other = "ridge_occlusion.py (--dataset occluded)" if dataset == "original" else "ridge.py (--dataset original)"
         raise Problem(f"target {target} with --dataset {dataset}", f"use {other}, or the other target")
 
 
 def check_pairing(matrix, voxels):
-    """Raises Problem unless features and voxels are of the same stimuli in the same order (docs/published_defects.md, 2)."""
+    """Raises Problem unless features and voxels are of the same stimuli in the same order.
+
+    docs/published_defects.md#paired-by-position says what happens otherwise."""
     for split, stimuli in (("tr", voxels.train_stimuli), ("te", voxels.test_stimuli)):
         if not np.array_equal(matrix.stimuli(split), stimuli):
             raise Problem(f"{matrix.path} and mrifeat hold different {split} stimuli "

@@ -1,6 +1,7 @@
-"""DPT: the hidden states that depth is decoded from, depth from hidden states, true or decoded (SPEC §2d, §5).
+"""DPT: the hidden states that depth is decoded from, depth from hidden states, true or decoded.
 
-Depth is the model's: relative and inverse, larger = nearer (Ranftl et al., 2021), as SD2-depth was trained on.
+docs/algorithms.md#depth has the numbers. Depth is the model's: relative and inverse, larger = nearer (Ranftl et al.,
+2021), as SD2-depth was trained on.
 """
 import numpy as np
 import torch

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from utils import images
 from utils.errors import Problem
 
-STRENGTH, STEPS, GUIDANCE = 0.8, 50, 5.0  # SPEC §5; the original's diffusion_decoding.py
+STRENGTH, STEPS, GUIDANCE = 0.8, 50, 5.0  # docs/algorithms.md#sampling; the original's diffusion_decoding.py
 FEATURE_SHARE = 320 / 512  # side of the image whose latent is decoded, as a share of the model's own size
 SCHEDULERS = ("ddim", "dpm", "unipc")
 DRAW_SAMPLE_NOISE = 1  # keeps the streams of random numbers of different draws of one item apart
@@ -76,7 +76,7 @@ class LatentDiffusion:
     def prepare(self, stimuli):
         """(n, H, W, 3) uint8 → (n, 3, s, s) in [-1, 1] at the feature size (320 px for SD 1.4), for `encode`.
 
-        `encode` of it is the feature `init_latent`, (n, 4, 40, 40). No sampling loop (SPEC §6.9).
+        `encode` of it is the feature `init_latent`, (n, 4, 40, 40). No sampling loop.
         """
         return images.to_network(stimuli, self.feature_size)
 

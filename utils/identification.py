@@ -1,4 +1,6 @@
-"""Identification: can the original be told from the others by its reconstruction? (SPEC §5; Takagi & Nishimoto 2023)
+"""Identification: can the original be told from the others by its reconstruction? (Takagi & Nishimoto 2023)
+
+docs/algorithms.md#identification in code.
 
 r[i, j] is the Pearson correlation of original i's features with those of reconstruction j, averaged over j's samples.
 The accuracy of image i is the share of the other images j with r[i, j] < r[i, i]; ties count one half; chance is 0.5.

@@ -10,7 +10,7 @@ from PIL import ExifTags, Image
 from utils import store
 from utils.errors import Problem
 
-SAMPLE_SIZE = 512  # px; every reconstruction is saved at Stable Diffusion's size (SPEC §3)
+SAMPLE_SIZE = 512  # px; every reconstruction is saved at Stable Diffusion's size
 READERS = 4
 LARGEST = 8192  # px a side of a picture that is read; samples have 512
 ORIENTATION = ExifTags.Base.Orientation

@@ -1,4 +1,4 @@
-"""Where every artifact lives, and its name. No other file spells a path (SPEC §3)."""
+"""Where every artifact lives, and its name. No other file spells a path (docs/artifacts.md)."""
 import re
 from dataclasses import dataclass
 from pathlib import Path

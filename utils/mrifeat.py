@@ -66,7 +66,7 @@ class Session:
 
 
 def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False):
-    """Write one subject's artifacts below mrifeat/ (SPEC §3) for one choice of voxels; returns a Summary.
+    """Write one subject's artifacts below mrifeat/ (docs/artifacts.md) for one choice of voxels; returns a Summary.
 
     rois: names from the atlas's table, default all. limit: only the first sessions. workers: sessions at a time.
     Memory: one session's ROI voxels per worker, whatever the number of sessions. Raises Problem for whatever is

@@ -1,4 +1,4 @@
-"""Occluders: which pixels are hidden, what fills them, and files of occluded stimuli (SPEC §3).
+"""Occluders: which pixels are hidden, what fills them, and files of occluded stimuli.
 
 One number, the ratio, sizes every kind: an occluder hides ratio² of the image. For a rectangle that is `ratio` of each
 side (0.3 by default: 9% of the area); ellipse, bars and patches hide the same area, so that kinds can be compared.

@@ -6,7 +6,7 @@ from utils import captioning, cli, decoded, depth, diffusion, features, images, 
 from utils import trials
 from utils.errors import Problem
 
-N_SAMPLES = 5  # per image (SPEC §5)
+N_SAMPLES = 5  # per image
 AUTO_BATCH = {"cuda": 32, "mps": 8, "cpu": 16}  # samples denoised at once
 ROI_OF = {"init_latent": "early", "c": "ventral"}  # Takagi & Nishimoto (CVPR 2023), §3.4
 # What each method starts from, is conditioned on, and takes as a further channel (arXiv 2306.11536).
@@ -16,7 +16,7 @@ TEXT = {"cvpr": "c", "text": "captions", "gan": "captions", "depth": "captions"}
 
 class Inputs:
     """What the test images of a run start from and are conditioned on. Everything comes from brain activity, or from
-    true features where the run is named a recovery check (SPEC §6.8).
+    true features where the run is named a recovery check (docs/published_defects.md#leaked-answers).
 
     count: test images. paths: the files read, for the run's record.
     """

@@ -2,7 +2,7 @@
 
 The voxels are factorised once per cross-validation fold and reused by every target; targets are read in
 blocks of dims, so memory does not grow with them; a stimulus's features are used once however many trials
-repeat it. SPEC §5 fixes the two modes, "fixed" and "paper".
+repeat it. docs/algorithms.md#ridge fixes the two modes, "fixed" and "paper".
 
 Notation. X (trials, voxels): standardised voxels. Y (stimuli, dims): features, each stimulus once.
 S (trials, stimuli): 1 where a trial shows a stimulus, so that the trials' targets are S Y and X'SY needs only
@@ -30,7 +30,7 @@ import torch
 
 from utils import correlation
 
-#: `--mode fixed`: 1 … 1e6, log-spaced (SPEC §5).
+#: `--mode fixed`: 1 … 1e6, log-spaced.
 FIXED_ALPHAS = tuple(float(a) for a in np.logspace(0, 6, 10))
 
 _LATENT_ALPHAS = tuple(10.0 ** e for e in range(-6, 1))
@@ -64,7 +64,7 @@ _EPS64 = float(np.finfo(np.float64).eps)
 
 
 def paper_alphas(target):
-    """Alphas that the published scripts try for a target (SPEC §5, `--mode paper`).
+    """Alphas that the published scripts try for a target (`--mode paper`).
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ class Report:
 
 
 class Decoder:
-    """Ridge decoders from voxels to image features (SPEC §5).
+    """Ridge decoders from voxels to image features (docs/algorithms.md#ridge).
 
     Parameters
     ----------
@@ -492,7 +492,7 @@ class Decoder:
     def _centred(self, features, first_dim):
         """Targets (dims, n_stimuli) float32 minus their mean over training trials; mean and variance (dims,) float64.
 
-        Centring first keeps single precision for what varies, whatever the mean (SPEC §6, defect 1)."""
+        Centring first keeps single precision for what varies, whatever the mean."""
         raw = np.asarray(features)
         finite = np.isfinite(raw)
         if not finite.all():
@@ -651,7 +651,9 @@ class Decoder:
 
 
 def _grouped_folds(stimulus, n_folds):
-    """Validation trials of each fold; all trials of a stimulus fall in one fold (SPEC §6, defect 3).
+    """Validation trials of each fold; all trials of a stimulus fall in one fold.
+
+    Otherwise: docs/published_defects.md#folds-that-share-a-stimulus.
 
     Stimuli are shuffled by a fixed seed and dealt out in order of their repeats, so folds have equal numbers of
     stimuli and, nearly, of trials. Which fold a stimulus falls in does not depend on the order of trials."""

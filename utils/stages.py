@@ -1,4 +1,4 @@
-"""The order of the stages, and the command of each (SPEC §2)."""
+"""The order of the stages, and the command of each."""
 from utils import decoded, depth, icnn, layout, reconstruction
 
 CONTROL_SEED = 0

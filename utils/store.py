@@ -470,7 +470,7 @@ def shard_ranges(stimuli, size):
 
 
 class SubjectFeatures:
-    """A subject's feature matrix, each stimulus once (SPEC §3): `tr` and `te` groups of an open HDF5 file.
+    """A subject's feature matrix, each stimulus once (docs/artifacts.md): `tr` and `te` groups of an open HDF5 file.
 
     `features` (stimuli, dims) float32 or float16, chunked for reading blocks of dims; `stim_ids` (stimuli,);
     `trial_rows` (trials,) maps trials to rows.

@@ -22,10 +22,10 @@ def stage_of(feature):
 
 
 def gather(ws, feature, use_stim, dataset, folder=None, npy=False, overwrite=False):
-    """Write the subject's matrix of one feature (SPEC §3); returns {split: (rows, stimuli, dims, dtype)}.
+    """Write the subject's matrix of one feature; returns {split: (rows, stimuli, dims, dtype)}.
 
     use_stim: "each" pairs rows with trials, "ave" with stimuli. dataset: "nsd" or "occluded"; the feature's name must
-    say the same (SPEC §6.6). folder: where the shards are, default nsdfeat/{feature}. Raises Problem for stimuli that
+    say the same. folder: where the shards are, default nsdfeat/{feature}. Raises Problem for stimuli that
     no shard holds: none is made up.
     """
     _check_name(feature, dataset)

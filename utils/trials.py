@@ -42,7 +42,7 @@ class Design:
 
     @classmethod
     def of(cls, stims, shared):
-        """Test stimuli are those in `shared`, the rest train (SPEC §5). stims (trials,), shared (n,): 0-based ids."""
+        """Test stimuli are those in `shared`, the rest train. stims (trials,), shared (n,): 0-based ids."""
         unique, first = np.unique(np.asarray(stims, np.int64), return_index=True)
         stims_ave = unique[np.argsort(first)]
         return cls(np.asarray(stims, np.int64), stims_ave, np.isin(stims_ave, shared))
