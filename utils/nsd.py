@@ -1,8 +1,8 @@
 """The Natural Scenes Dataset's formats: design, responses, betas, atlas, noise ceiling, stimuli, captions.
 
 docs/nsd_formats.md describes them. Ids are 1-based in NSD's design and responses, 0-based in everything this module
-returns. Volumes are returned as (z, y, x) in C order, which is the order of the bytes in a NIfTI file (x fastest). Whatever is not as NSD's manual
-says raises a Problem that names the key.
+returns. Volumes are returned as (z, y, x) in C order, which is the order of the bytes in a NIfTI file (x fastest).
+Whatever is not as NSD's manual says raises a Problem that names the key.
 """
 import csv
 import io
