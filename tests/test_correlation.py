@@ -12,7 +12,7 @@ IMAGES, DIMS = 9, 40
 def world(offset=0.0):
     draw = np.random.default_rng(1)
     true = draw.normal(size=(IMAGES, DIMS)) + offset * draw.normal(size=DIMS)
-    return (true + draw.normal(size=true.shape)).astype(np.float32), true.astype(np.float32)
+    return true + draw.normal(size=true.shape), true
 
 
 def slow(predicted, true):
@@ -33,13 +33,13 @@ def by_images_in_any_order(found, predicted, true):
 
 
 @pytest.mark.parametrize("way", [by_blocks, by_images_in_any_order])
-@pytest.mark.parametrize("offset", [0, 1, 1000])
+@pytest.mark.parametrize("offset", [0, 1, 1e8])
 def test_parts_in_any_order_give_what_one_corrcoef_at_a_time_gives(way, offset):
     predicted, true = world(offset)
     found = correlation.Correlations(IMAGES, DIMS)
     way(found, predicted, true)
     for ours, reference in zip((found.profile, found.pattern), slow(predicted, true)):
-        np.testing.assert_allclose(ours, reference, atol=1e-8)
+        np.testing.assert_allclose(ours, reference, atol=1e-7)
 
 
 def test_dims_that_differ_in_their_means_give_a_pattern_correlation_without_any_information():
