@@ -48,7 +48,8 @@ def main(argv=None):
                                                records[0].get("features"))
     print(f"{path.stem}: " + ", ".join(f"{roi} {share:.2f}" for roi, share in zip(args.rois, shares)))
     if profile is pattern is None:
-        cli.say(f"{path.stem}: the true features that {paths[0].name} was decoded against are not there to compare with")
+        cli.say(f"{path.stem}: the true features that {paths[0].name} was decoded against are not there to compare "
+                "with")
     else:
         print(f"{path.stem}: {correlation.sentence(profile, pattern)}")
 

@@ -587,7 +587,8 @@ def _placeless(scene, rng):
 
 
 def _there_is(scene, rng):
-    return f"there is {_noun(scene.objects[0], rng)} {_place(scene, rng)} and {_noun(scene.objects[1], rng)} farther away"
+    near, where, far = _noun(scene.objects[0], rng), _place(scene, rng), _noun(scene.objects[1], rng)
+    return f"there is {near} {where} and {far} farther away"
 
 
 def _alone(scene, rng):

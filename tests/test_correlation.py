@@ -69,6 +69,7 @@ def test_paper_mode_decodes_fully_connected_layers_from_single_trials_as_publish
     def use(target, mode, use_stim=None):
         return decoding.use_of(SimpleNamespace(mode=mode, use_stim=use_stim), target)
 
-    assert [use(target, "paper") for target in ("conv1_2", "fc6", "fc8_occluded", "c")] == ["ave", "each", "each", "each"]
-    assert [use(target, "fixed") for target in ("conv1_2", "fc6", "fc8_occluded", "c")] == ["ave", "ave", "ave", "each"]
+    targets = ("conv1_2", "fc6", "fc8_occluded", "c")
+    assert [use(target, "paper") for target in targets] == ["ave", "each", "each", "each"]
+    assert [use(target, "fixed") for target in targets] == ["ave", "ave", "ave", "each"]
     assert use("fc6", "paper", "ave") == "ave" and use("fc6", "fixed", "each") == "each"

@@ -62,7 +62,8 @@ def commands(page):
     """The commands `python X.py …` in a page's code blocks, each a list of words, without assignments and comments."""
     blocks = re.findall(r"^```\w*\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    words = [shlex.split(line, comments=True) for line in lines if re.match(r"\s*([A-Z_0-9]+=\S+ )*python \w+\.py", line)]
+    ours = [line for line in lines if re.match(r"\s*([A-Z_0-9]+=\S+ )*python \w+\.py", line)]
+    words = [shlex.split(line, comments=True) for line in ours]
     return [line[line.index("python") + 1:] for line in words]
 
 

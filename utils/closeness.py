@@ -42,7 +42,8 @@ def correlations(material, feature, views, decoded, context=None):
         images = material.views.rows[axis.rows]
         with_truths = completion.row_correlations(seen, truth[images][:, axis.dims])
         own = with_truths[np.arange(len(here)), [int(np.flatnonzero(axis.rows == view)[0]) for view in here]]
-        occluder = np.full(len(here), np.nan) if shown is None else np.diagonal(completion.row_correlations(seen, shown[here][:, axis.dims]))
+        occluder = np.full(len(here), np.nan) if shown is None else \
+            np.diagonal(completion.row_correlations(seen, shown[here][:, axis.dims]))
         rows.append(np.stack([own, occluder, np.diagonal(completion.row_correlations(seen, guess[:, axis.dims])),
                               (with_truths.sum(1) - own) / (len(images) - 1)], 1))
         compared += here

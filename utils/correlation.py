@@ -1,6 +1,6 @@
 """How well predicted features fit the true ones: Pearson r in the two ways that papers print, gathered piece by piece.
 
-*Profile r*: of one dim, over test images. It asks which images have more of that feature, and no mean over images helps.
+*Profile r*: of one dim, over test images. Which images have more of that feature? No mean over images helps.
 *Pattern r*: of one image, over dims. Dims differ in their means, so a prediction that knows nothing but those means has
 a high pattern r already; it is what the published ridge.py prints (docs/differences.md#accuracy). The names are those
 of Kamitani Lab's bdpy.

@@ -20,7 +20,8 @@ def add_arguments(parser, dataset):
     parser.add_argument("--dataset", choices=DATASETS, default=dataset,
                         help=f"whether the features are of whole or occluded images (default: {dataset})")
     parser.add_argument("--use_stim", choices=["each", "ave"],
-                        help="train on single trials or on stimulus averages (default: each; ave for VGG19's layers, in paper mode for conv* only)")
+                        help="train on single trials or on stimulus averages (default: each; ave for VGG19's layers, "
+                        "in paper mode for conv* only)")
     parser.add_argument("--mode", choices=["fixed", "paper"], default="fixed",
                         help="fixed: intercept, folds by stimulus, alphas 1 … 1e6; paper: as published (default: fixed)")
     parser.add_argument("--alphas", type=float, nargs="+", help="ridge penalties to choose from, per dim")

@@ -1,4 +1,4 @@
-"""HDF5 files that may be damaged, unfinished or hostile: every fault is a Problem, and nothing is read from another file.
+"""HDF5 files that may be damaged, unfinished or hostile: every fault is a Problem, no other file is read.
 
 A dataset must hold the bytes that its shape promises. HDF5 fills what was never written with zeros, unseen, and would
 set aside any amount of memory that a header asks for.
@@ -17,7 +17,8 @@ CHUNK_LIMIT = 256 << 20  # bytes of an unpacked chunk, and of a row: the least t
 WHOLE_LIMIT = 2 << 30  # bytes of a dataset that is read in one piece
 HEAP = b"GCOL\x01\0\0\0"  # signature and version of a collection of strings
 HEAP_ENDS = 8 << 20  # bytes: h5py writes attributes to one end of a file or the other
-FAULTS = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, IndexError, AttributeError, NotImplementedError)
+FAULTS = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError, IndexError, AttributeError,
+          NotImplementedError)
 
 
 class File:
@@ -99,7 +100,8 @@ class File:
         ends: bytes at the beginning and the end of the file that are searched for heaps.
         """
         with open(self.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            parts = [(0, len(content))] if len(content) <= 2 * ends else [(0, ends), (len(content) - ends, len(content))]
+            parts = [(0, len(content))] if len(content) <= 2 * ends else \
+                [(0, ends), (len(content) - ends, len(content))]
             for start, stop in parts:
                 at = content.find(HEAP, start, stop)
                 while at >= 0:
@@ -117,7 +119,8 @@ class File:
         pieces = math.prod(-(-size // piece) for size, piece in zip(found.shape, found.chunks)) if found.chunks else 1
         packed = found.chunks and found.id.get_create_plist().get_nfilters()
         if stored * (DEFLATE if packed else 1) < whole or found.chunks and found.id.get_num_chunks() < pieces:
-            self.refuse(f"has {name} {found.shape}, {whole:,} bytes, of which it holds {stored:,}: it was never finished")
+            self.refuse(f"has {name} {found.shape}, {whole:,} bytes, of which it holds {stored:,}: "
+                        "it was never finished")
 
 
 def _is_heap(content, at):
@@ -156,6 +159,7 @@ class Dataset:
     def ids(self):
         """All of it, as (n,) int64 that may not be negative or come twice."""
         found = self.whole()
-        if found.ndim != 1 or found.dtype.kind not in "iu" or found.size and found.min() < 0 or len(np.unique(found)) < len(found):
+        if found.ndim != 1 or found.dtype.kind not in "iu" or found.size and found.min() < 0 \
+                or len(np.unique(found)) < len(found):
             self._file.refuse(f"has {self.name} that are not different ids")
         return found.astype(np.int64)

@@ -16,7 +16,8 @@ class _NarrowConv(tv.BasicConv2d):
     """A convolution of Inception's with all channel counts divided, but the picture's own three."""
 
     def __init__(self, in_channels, out_channels, divisor, **options):
-        super().__init__(in_channels if in_channels == 3 else in_channels // divisor, out_channels // divisor, **options)
+        super().__init__(in_channels if in_channels == 3 else in_channels // divisor, out_channels // divisor,
+                         **options)
 
 
 def inception(width_divisor: int, n_labels: int) -> tv.Inception3:

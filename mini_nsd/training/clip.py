@@ -134,7 +134,8 @@ def _export(model, tokenizer, step: int, seconds: float) -> None:
     weights.symlink_to("../../clip/model.safetensors")      # the same numbers, so the same file
     _save_tokenizer(tokenizer, MODELS / "sd" / "tokenizer")
     write_card(encoder, "CLIPTextModel", step, STEPS, seconds, {},
-               "The text tower of mini_nsd/models/clip, read from its file, as Stable Diffusion 1.4 uses that of CLIP ViT-L/14.")
+               "The text tower of mini_nsd/models/clip, read from its file, as Stable Diffusion 1.4 uses that of CLIP "
+                "ViT-L/14.")
 
 
 def _save_tokenizer(tokenizer, folder) -> None:

@@ -1,4 +1,4 @@
-"""Muon: momentum whose updates are made orthogonal. It learns the small VAE and classifiers in about half AdamW's steps."""
+"""Muon: momentum whose updates are made orthogonal. The small VAE and classifiers take about half AdamW's steps."""
 import torch
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)    # of the quintic Newton-Schulz step (Jordan et al. 2024)

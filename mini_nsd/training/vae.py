@@ -81,7 +81,8 @@ def psnr(vae, size: int, count: int = 64) -> float:
     pictures = data.to_tensor(data.rendered(data.HELD_OUT_SEED, 0, count).images)
     if size != data.SIZE:
         pictures = resize(pictures, size)
-    output = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1) for part in pictures.split(16)])
+    output = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample.clamp(-1, 1)
+                        for part in pictures.split(16)])
     return float((10 * torch.log10(4 / ((output - pictures) ** 2).mean((1, 2, 3)))).mean())
 
 
