@@ -83,4 +83,5 @@ def write(path, predictions, shares, wanted, progress, features=None):
         out = store.new_npy(temporary, predictions[0].shape)
         combine_to(out, predictions, shares, progress)
         out.flush()
+        del out  # Windows renames no file that is mapped
         store.finish(path, wanted, temporary, features=features, weights=[float(share) for share in shares])

@@ -106,6 +106,7 @@ def fit(decoder, alphas, matrix, voxels, path, wanted):
             report = decoder.predict_to(matrix.features("tr"), voxels.test, out, test_features=matrix.features("te"),
                                         alphas=alphas, progress=lambda done, _: bar.update(done - bar.n))
         out.flush()
+        del out  # Windows renames no file that is mapped
         store.finish(path, wanted, temporary, **report.summary())
     return report
 
@@ -121,6 +122,7 @@ def fit_streamed(decoder, alphas, streamed, voxels, path, wanted, args):
                 progress=lambda done, _: bar.update(done - bar.n))
         report.test_correlation = streamed.correlation(out, voxels.test_stimuli)
         out.flush()
+        del out  # Windows renames no file that is mapped
         store.finish(path, wanted, temporary, **report.summary())
     return report
 
