@@ -4,12 +4,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import time
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,8 +68,10 @@ def test_room_is_taken_and_content_kept_where_nothing_can_be_reserved(tmp_path, 
         system.reserve(file, 3 << 20)
     assert (tmp_path / "file").read_bytes() == b"head" + bytes((3 << 20) - 4)
     assert os.stat(tmp_path / "file").st_blocks * 512 >= 3 << 20
-    with open(tmp_path / "huge", "wb") as file, pytest.raises(OSError, match="No space left"):
-        system.reserve(file, 1 << 60)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    with open(tmp_path / "larger", "wb") as file, pytest.raises(OSError, match="No space left"):
+        system.reserve(file, 3 << 20)
+    assert not (tmp_path / "larger").stat().st_size
 
 
 def test_a_rename_on_windows_waits_for_a_reader(tmp_path, monkeypatch):
