@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -108,34 +109,42 @@ def hold(request, tmp_path, monkeypatch):
         def begin(start, stop):
             code = HOLD.format(root=str(ROOT), lacking=request.param, folder=str(tmp_path), start=start, stop=stop)
             process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                       stderr=subprocess.PIPE, text=True)
+                                       stderr=subprocess.PIPE, bufsize=0)
             ended.callback(process.wait)
             ended.callback(process.kill)
             return process
         yield begin
 
 
+def line_of(pipe, patience=60):
+    """The next line of a process, which has to come within `patience` seconds."""
+    assert select.select([pipe], [], [], patience)[0], "nothing was said"
+    line = pipe.readline().decode()
+    assert line, "the process ended"
+    return line
+
+
 def test_ranges_of_items_are_made_side_by_side_and_a_killed_run_bars_nobody(hold, tmp_path, capfd):
     first = hold(0, 8)
-    assert first.stdout.readline() == "in\n"
+    assert line_of(first.stdout) == "in\n"
     with store.working(tmp_path, 8, 16):  # the other half: no waiting
         pass
     assert "waiting" not in capfd.readouterr().err
     second = hold(7, 9)  # overlaps the first's
-    while "waiting for another process that makes the same items" not in (line := second.stderr.readline()):
-        assert line and second.poll() is None
+    while "waiting for another process that makes the same items" not in line_of(second.stderr):
+        pass
     with pytest.raises(locks.Held), locks.alone(tmp_path, locks.items(5, 6), wait=False):
         pass
     first.kill()
     first.wait()
-    assert second.stdout.readline() == "in\n"  # it takes over
-    second.communicate("")
+    assert line_of(second.stdout) == "in\n"  # it takes over
+    second.communicate(b"")
     assert not list(tmp_path.iterdir())  # nothing piles up
 
 
 def test_a_claim_left_by_a_killed_process_is_removed_by_whoever_comes_next(hold, tmp_path):
     first = hold(0, 8)
-    assert first.stdout.readline() == "in\n"
+    assert line_of(first.stdout) == "in\n"
     first.kill()
     first.wait()
     assert any(path.name.startswith(".items 0-8.claim-") for path in tmp_path.iterdir())
