@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+# Exact versions where they were tried, ranges elsewhere (docs/platforms.md).
+REQUIREMENTS ?= $(shell $(PYTHON) -c "import platform as p; print('requirements.lock' if (p.system(), p.machine(), *p.python_version_tuple()[:2]) == ('Linux', 'x86_64', '3', '11') else 'requirements-test.txt')")
 
-.PHONY: demo test bench docs clean
+.PHONY: demo test bench docs lock clean
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: requirements.txt requirements-test.txt requirements.lock
+	$(PYTHON) -c "import utils"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet -r $(REQUIREMENTS)
 	touch $@
 
 demo: $(VENV)/.installed
@@ -23,6 +26,13 @@ bench: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/make_commands.py
+
+# The newest versions that the ranges allow, in a fresh environment. What torch itself pins for CUDA is left to torch.
+lock:
+	rm -rf $(VENV)
+	$(MAKE) $(VENV)/.installed REQUIREMENTS=requirements-test.txt
+	{ sed -n '/^#/p' requirements.lock; $(BIN)/python -m pip freeze | grep -viE '^(nvidia|cuda|triton)[-_=]'; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
 
 clean:
 	rm -rf $(DEMO)

@@ -8,8 +8,8 @@ Writes  DIR/nsddata/, DIR/nsddata_betas/, DIR/nsddata_stimuli/ as NSD has them; 
         which the test scenes were seen behind occluders; DIR/simulated/ with the ground truth
 """
 import argparse
+import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
@@ -19,7 +19,6 @@ import threading
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, parent_process
@@ -31,7 +30,7 @@ import numpy as np
 import scipy.io
 
 from mini_nsd import brain, occluded_viewing, scenes
-from utils import __version__, cli, layout, store
+from utils import __version__, cli, layout, locks, store, system
 from utils.errors import Problem
 
 SEED = 73                       # of the stimuli's scenes; the models were trained on others
@@ -146,7 +145,7 @@ def write_stim_info(root, plan):
     numbers = range(1, len(layout.SUBJECTS) + 1)
     trials = {subject: _trials_of(plan, subject) for subject in plan.images}
     shared = set(plan.shared.tolist())
-    with open(_made(root / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"), "w", newline="") as file:
+    with open(_made(root / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"), "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["", "cocoId", "cocoSplit", "cropBox", "loss", "nsdId", "flagged", "BOLD5000", "shared1000",
                          *(f"subject{n}" for n in numbers), *(f"subject{n}_rep{k}" for n in numbers for k in range(3))])
@@ -191,7 +190,7 @@ def write_responses(root, plan, subject):
                          image + 1, f"{time:.9f}", int(old), *answer, *memory, int(recent), current, *buttons, 0])
             seen.append(trial)
             latest[image] = trial
-    with open(_made(root / f"nsddata/ppdata/{subject}/behav/responses.tsv"), "w", newline="") as file:
+    with open(_made(root / f"nsddata/ppdata/{subject}/behav/responses.tsv"), "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(RESPONSES)
         writer.writerows(rows)
@@ -247,14 +246,14 @@ def write_captions(root, plan):
                    "licenses": [{"url": "", "id": 1, "name": "simulated, no rights reserved"}],
                    "images": images, "annotations": annotations}
         path = _made(root / f"nsddata_stimuli/stimuli/nsd/annotations/captions_{split}.json")
-        path.write_text(json.dumps(content) + "\n")
+        store.write_text(path, json.dumps(content) + "\n")
 
 
 def write_scenes(root, plan, visible):
     """simulated/scenes.json: what is in each stimulus, and how much of each object is in view."""
     content = [{"nsdId": index, "visible": np.round(visible[index], 4).tolist()}
                | scenes.describe(scenes.sample(SEED, index)) for index in range(plan.count)]
-    _made(root / "simulated/scenes.json").write_text(json.dumps(content) + "\n")
+    store.write_text(root / "simulated/scenes.json", json.dumps(content) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -286,7 +285,7 @@ def write_atlas(root, one):
                                 ("nsdgeneral", general, ("nsdgeneral",))):
         save_volume(folder / f"roi/{name}.nii.gz", anatomy.volume(labels, np.int16, outside=-1))
         lines = [f"{label} {entry}\n" for label, entry in enumerate(("Unknown", *table))]
-        _made(root / f"nsddata/freesurfer/{one.subject}/label/{name}.mgz.ctab").write_text("".join(lines))
+        store.write_text(root / f"nsddata/freesurfer/{one.subject}/label/{name}.mgz.ctab", "".join(lines))
 
 
 def write_session(root, one, noise, session, trials, responses):
@@ -358,7 +357,7 @@ def write_truth(root, plan, brains, options, ratios):
                             "stimuli_by_repeats": {str(key): repeats[key] for key in sorted(repeats)},
                             "voxels": {name: np.round(np.asarray(values, float), 4).tolist()
                                        for name, values in columns.items()}}
-    _made(root / "simulated/truth.json").write_text(json.dumps(content) + "\n")
+    store.write_text(root / "simulated/truth.json", json.dumps(content) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -415,7 +414,7 @@ def build(folder, subjects=tuple(SESSIONS), noise=1.0, scale=1.0, workers=WORKER
         write_captions(root, plan)
         write_scenes(root, plan, visible)
         write_truth(root, plan, brains, options, ratios)
-        (root / "SIMULATED.txt").write_text(NOTICE)
+        store.write_text(root / "SIMULATED.txt", NOTICE)
         summary = {subject: _summary(brains[subject], ratios[subject]) for subject in brains}
         store.write_json(root / MARKER, {"options": options, "stimuli": plan.count, "noise_ceilings": summary})
     return True
@@ -437,7 +436,7 @@ def _made(path):
     return path
 
 
-@contextmanager
+@contextlib.contextmanager
 def _workers(count):
     """A pool of processes that drops what is queued if the block fails."""
     pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_enter_worker)
@@ -458,27 +457,26 @@ def _follow(parent):
     os._exit(1)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _beside(folder):
     """A hidden folder beside `folder` that takes its name if the block ends well, and goes if it does not."""
     hidden = folder.with_name(f".{folder.name}.building")
-    hidden.mkdir(parents=True, exist_ok=True)
-    handle = os.open(hidden, os.O_RDONLY)
-    try:
+    with contextlib.ExitStack() as building:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            building.enter_context(locks.alone(hidden.parent, hidden.name, wait=False))
+        except locks.Held as error:
             raise Problem(f"another build is writing {folder}", "wait for it, or name another folder") from error
-        for left in hidden.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if hidden.exists():
+            shutil.rmtree(hidden)
+        hidden.mkdir()
         try:
             yield hidden
-            os.replace(hidden, folder)
+            if folder.exists():
+                folder.rmdir()  # an empty folder, which Windows does not rename over
+            system.replace(hidden, folder)
         except BaseException:
-            shutil.rmtree(hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
             raise
-    finally:
-        os.close(handle)
 
 
 def main(argv=None):

@@ -342,14 +342,14 @@ def write_session(root, one, ids, seed, noise, completes, gaze, save):
         whole = each.occluder == completion.WHOLE
         lines.append("\t".join([f"{trial * ONSET:.1f}", f"{SHOWN:.1f}", "whole" if whole else "occluded", str(each.stimulus),
                                 kind(each.occluder), "n/a" if whole else mask_id(each), f"{x:.3f}", f"{y:.3f}"]))
-    (root / oview.events_key(one.subject)).write_text("\n".join(lines) + "\n")
+    store.write_text(root / oview.events_key(one.subject), "\n".join(lines) + "\n")
 
 
 def write_description(root, completes, gaze):
     """What a reader must know first: dataset_description.json, README; and the truth, beside the rest of it."""
     folder = root / oview.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README").write_text(README)
+    store.write_text(folder / "README", README)
     store.write_json(folder / "dataset_description.json", {
         "Name": "SIMULATED occluded viewing", "BIDSVersion": "1.9.0", "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "mini_nsd", "Description": "forward model, nobody was measured"}]})

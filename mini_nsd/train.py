@@ -12,6 +12,8 @@ import importlib
 import tempfile
 from pathlib import Path
 
+from mini_nsd.training import export
+
 # Each is a module of mini_nsd.training with train(cache) and evaluate(); later ones build on earlier ones.
 ROLES = ("vae", "clip", "unet", "inception", "alexnet", "blip", "dpt", "vgg19", "generator", "sd_depth")
 
@@ -33,6 +35,7 @@ def main(argv=None) -> None:
                 print(f"{role:10} {name}: {value}", flush=True)
         else:
             module.train(args.cache)
+            export.copy_parts()
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def decode(args):
         scored = score(found, references, clip_text_features(device))
         store.write_text(ws.captions_people(), "".join(f"{one_line(of_image[0])}\n" for of_image in references))
         with store.atomic(path) as temporary:
-            temporary.write_text("".join(f"{caption}\n" for caption in found), encoding="utf-8")
+            temporary.write_text("".join(f"{caption}\n" for caption in found), encoding="utf-8", newline="\n")
             store.finish(path, wanted, temporary, score=scored)
     print(f"{path.stem}: {sentence(scored)}")
 

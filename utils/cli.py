@@ -1,6 +1,7 @@
 """Flags that scripts share, the device, ranges of images, progress bars, one-line errors."""
 import argparse
 import errno
+import io
 import os
 import re
 import signal
@@ -164,6 +165,9 @@ def progress(items=None, **options):
 
 def run(main, **options):
     """Run a stage's main and turn what goes wrong into one line on stderr and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows may lack "→" or "×": no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(**options)
     except KeyboardInterrupt:

@@ -113,6 +113,7 @@ def write(path, predictions, shares, wanted, progress, judge, features=None):
         out.flush()
         found = judge(out)
         means = (None, None) if found is None else tuple(map(correlation.mean, (found.profile, found.pattern)))
+        del out  # Windows renames no file that is mapped
         store.finish(path, wanted, temporary, features=features, weights=[float(share) for share in shares],
                      test_correlation=means[0], test_pattern_correlation=means[1])
     return means

@@ -106,6 +106,7 @@ def fit(decoder, alphas, matrix, voxels, path, wanted):
             report = decoder.predict_to(matrix.features("tr"), voxels.test, out, test_features=matrix.features("te"),
                                         alphas=alphas, progress=lambda done, _: bar.update(done - bar.n))
         out.flush()
+        del out  # Windows renames no file that is mapped
         store.finish(path, wanted, temporary, **report.summary())
     return report
 
@@ -122,6 +123,7 @@ def fit_streamed(decoder, alphas, streamed, voxels, path, wanted, args):
         found = streamed.correlations(out, voxels.test_stimuli)
         report.test_correlation, report.test_pattern_correlation = found.profile, found.pattern
         out.flush()
+        del out  # Windows renames no file that is mapped
         store.finish(path, wanted, temporary, **report.summary())
     return report
 

@@ -138,7 +138,7 @@ def evaluate(ws, run, device, absent, overwrite):
     lines += [f"{image}," + ",".join(f"{column[row]:.6f}" for column in values.values())
               for row, image in enumerate(pictures.images)]
     with store.atomic(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
         store.finish(path, wanted, pictures_digest=digest, samples=pictures.per_image, chance=chance, notes=notes,
                      absent={m.name: absent[m.role] for m in METRICS if m.role in absent})
     return path

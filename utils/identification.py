@@ -200,5 +200,5 @@ def write_scores(path, images, r, record):
     """CSV, a row per image: imgidx, mean_corr (r with its own reconstructions), accuracy; and the JSON beside it."""
     rows = [f"{image},{own:.6f},{score:.6f}\n" for image, own, score in zip(images, np.diagonal(r), accuracy(r))]
     with store.locked(path), store.atomic(path) as temporary:
-        temporary.write_text("imgidx,mean_corr,accuracy\n" + "".join(rows))
+        temporary.write_text("imgidx,mean_corr,accuracy\n" + "".join(rows), encoding="utf-8", newline="\n")
         store.finish(path, record, temporary)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from utils import cli, layout, nsd, store, trials
+from utils import cli, layout, nsd, store, system, trials
 from utils.errors import Problem
 
 SCRIPT = "make_subjmri.py"
@@ -189,9 +189,8 @@ def _reserve(path, header, size):
     """A file of `size` bytes that begins with `header`; a full disk is noticed here, not after hours."""
     with store.naming(path), open(path, "wb") as file:
         file.write(header)
-        file.flush()
         try:
-            os.posix_fallocate(file.fileno(), 0, size)
+            system.reserve(file, size)
         except OSError as error:
             raise Problem(f"{path} needs {size / 1e9:.2f} GB ({error.strerror})",
                           "make room or give another --workdir") from error
@@ -243,7 +242,7 @@ def _stream(sessions, workers, total):
             return
         # Spawned, not forked: a fork would share the parent's connections.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, initializer=_note_parent, initargs=(os.getpid(),)) as pool:
+        with ProcessPoolExecutor(workers, context) as pool:
             running = {pool.submit(read_session, session): session for session in sessions}
             try:
                 for future in as_completed(running):
@@ -255,22 +254,15 @@ def _stream(sessions, workers, total):
                 raise
 
 
-_parent = None
-
-
-def _note_parent(pid):
-    global _parent
-    _parent = pid
-
-
 def read_session(session, progress=None):
     """Stream one session's betas and write its rows. progress: called with 1 after each volume."""
     block = np.empty((len(session.is_test), len(session.voxels)), np.int16)
+    parent = multiprocessing.parent_process()
     with _open(session) as volumes:
         for row, volume in zip(block, volumes, strict=True):
             # "clip" lets take write straight into the row; the positions come from a volume of the same shape.
             np.take(volume.reshape(-1), session.voxels, out=row, mode="clip")
-            if _parent is not None and os.getppid() != _parent:
+            if parent is not None and not parent.is_alive():
                 raise SystemExit("the run that started this worker is gone")
             if progress:
                 progress(1)
@@ -348,4 +340,4 @@ def _finish(ws, design, tag, split, records, part, overwrite):
             store.finish(average, records[tag, split, True], temporary)
     if part is not None:
         store.finish(path, records[tag, split, False], part)
-        os.replace(part, path)
+        system.replace(part, path)

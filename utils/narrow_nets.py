@@ -76,7 +76,7 @@ def load(folder) -> tuple:
     The config has, besides the architecture: image_size (px), mean and std (of RGB in [0, 1]), labels (their names).
     """
     folder = Path(folder)
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     network = build(config)
     network.load_state_dict(load_file(folder / "model.safetensors"))
     return network.float().eval(), config

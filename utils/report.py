@@ -39,7 +39,7 @@ def write(args):
     pictures = _pictures(args, runs)
     content |= {"gallery": _gallery(ws, runs, content, pictures), "close_ups": _close_ups(ws, root, content, runs)}
     with store.atomic(ws.report) as temporary:
-        temporary.write_text(render(content | {"missing": missing.found}), encoding="utf-8")
+        temporary.write_text(render(content | {"missing": missing.found}), encoding="utf-8", newline="\n")
         store.finish(ws.report, wanted, missing=[list(each) for each in missing.found])
     return ws.report, True, missing.found
 

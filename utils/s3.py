@@ -22,7 +22,7 @@ import botocore.exceptions
 import botocore.session
 import urllib3.exceptions
 
-from utils import cli, layout, store
+from utils import cli, layout, store, system
 from utils.errors import Problem
 
 DEFAULT_ROOT = "s3://natural-scenes-dataset"
@@ -174,7 +174,7 @@ class Bucket(Root):
                 os.fsync(file.fileno())
             self._verify(key, version, part)
             store.write_json(layout.sidecar(path), wanted)
-            os.replace(part, path)
+            system.replace(part, path)
             beside.unlink()
         return path
 

@@ -5,7 +5,6 @@ Every artifact carries a record of what made it; work whose record differs from 
 """
 import contextlib
 import csv
-import fcntl
 import functools
 import hashlib
 import io
@@ -13,7 +12,6 @@ import json
 import os
 import platform
 import re
-import sys
 import tempfile
 import tokenize
 import zipfile
@@ -22,7 +20,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from utils import __version__, hdf5, layout
+from utils import __version__, hdf5, layout, locks, system
 from utils.errors import Problem
 
 CHUNK_BYTES = 1 << 20
@@ -45,9 +43,10 @@ def atomic(path):
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        system.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows, while the traceback holds a map of it: `sweep` will find it
+            temporary.unlink(missing_ok=True)
         with naming(path):
             raise error
 
@@ -69,18 +68,9 @@ def sweep(folder):
     """Remove the temporary files that processes of this machine left in `folder` when they were killed."""
     for path in Path(folder).glob(f".*.{HOST}-*.part*"):
         maker = path.name.split(f".{HOST}-")[1].split(".")[0]
-        if not _alive(int(maker)):
-            path.unlink(missing_ok=True)
-
-
-def _alive(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        if not system.is_alive(int(maker)):
+            with contextlib.suppress(PermissionError):
+                path.unlink(missing_ok=True)
 
 
 def _umask():
@@ -93,43 +83,24 @@ def _umask():
 def locked(path):
     """Let one process at a time make `path`; another waits, and says so. The lock dies with its process."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{path.name}: waiting for another process that makes it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locks.alone(path.parent, path.name, said=f"{path.name}: waiting for another process that makes it"):
         sweep(path.parent)
         yield
 
 
-_told = set()  # folders of which this process has said that it waits
-
-
-@contextlib.contextmanager
 def working(folder, start, stop):
     """Let one process at a time make items start..stop of `folder`; processes with other items go on side by side.
 
     What another process made meanwhile is there when the block begins: look for it inside.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".items.lock", "w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, stop - start, start)
-        except (BlockingIOError, PermissionError):
-            if folder not in _told:
-                print(f"{folder.name}: waiting for another process that makes the same items", file=sys.stderr)
-                _told.add(folder)
-            fcntl.lockf(file, fcntl.LOCK_EX, stop - start, start)
-        yield
+    return locks.alone(folder, locks.items(start, stop),
+                       said=f"{Path(folder).name}: waiting for another process that makes the same items")
 
 
 def write_text(path, text):
+    """`text` in UTF-8, its lines ended by a line feed on every platform."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_csv(path, fields, rows, form, record=None):
@@ -140,7 +111,7 @@ def write_csv(path, fields, rows, form, record=None):
     writer.writerows({name: f"{value:{form}}" if isinstance(value, (float, np.floating)) else value
                       for name, value in row.items()} for row in rows)
     with atomic(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.write_text(text.getvalue(), encoding="utf-8", newline="\n")
         if record is not None:
             finish(path, record)
 
@@ -177,7 +148,7 @@ def new_npy(temporary, shape, dtype=np.float32):
     """A memory map of a new .npy file whose room on the disk is reserved: writing to a full disk would end in SIGBUS."""
     out = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
     with open(temporary, "rb+") as file:
-        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        system.reserve(file, os.fstat(file.fileno()).st_size)
     return out
 
 
@@ -185,7 +156,7 @@ def new_npy(temporary, shape, dtype=np.float32):
 def new_h5(temporary, size):
     """A new HDF5 file for about `size` bytes. The room is asked for first: HDF5 crashes when the disk fills up."""
     with open(temporary, "wb") as file:
-        os.posix_fallocate(file.fileno(), 0, size + H5_OVERHEAD)
+        system.reserve(file, size + H5_OVERHEAD)
     with h5py.File(temporary, "w") as file:
         yield file
 

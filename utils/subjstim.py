@@ -95,4 +95,5 @@ def _write_npy(ws, path, wanted, feature, use_stim, overwrite, block=256):
                     here = np.flatnonzero((rows >= start) & (rows < start + block))
                     out[here] = features[start:start + block][rows[here] - start]
                 out.flush()
+                del out  # Windows renames no file that is mapped
                 store.finish(target, record, temporary)

@@ -9,6 +9,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextMode
 
 from mini_nsd.training import data, loop, vae, words
 from mini_nsd.training.export import MODELS, save_half, write_card
+from utils import store
 
 STEPS = 1000
 BATCH = 128
@@ -129,18 +130,15 @@ def _export(model, tokenizer, step: int, seconds: float) -> None:
 
     encoder = MODELS / "sd" / "text_encoder"
     CLIPTextModel(model.config.text_config).config.save_pretrained(encoder)
-    weights = encoder / "model.safetensors"
-    weights.unlink(missing_ok=True)
-    weights.symlink_to("../../clip/model.safetensors")      # the same numbers, so the same file
     _save_tokenizer(tokenizer, MODELS / "sd" / "tokenizer")
     write_card(encoder, "CLIPTextModel", step, STEPS, seconds, {},
-               "The text tower of mini_nsd/models/clip, read from its file, as Stable Diffusion 1.4 uses that of CLIP "
-                "ViT-L/14.")
+               "The text tower of mini_nsd/models/clip, with its weights, as Stable Diffusion 1.4 uses that of CLIP "
+               "ViT-L/14.")
 
 
 def _save_tokenizer(tokenizer, folder) -> None:
     """tokenizer.json, and the older vocab.json and merges.txt that the published folders have."""
     tokenizer.save_pretrained(folder)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]))
+    store.write_text(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
+    store.write_text(folder / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]))

@@ -61,7 +61,7 @@ def training_scenes(cache: Path, count: int = TRAIN_SCENES) -> Scenes:
     if not folder.exists():
         _render_to(folder, count)
     arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("images", "depth", "labels"))
-    return Scenes(*arrays, json.loads((folder / "captions.json").read_text()))
+    return Scenes(*arrays, json.loads((folder / "captions.json").read_text(encoding="utf-8")))
 
 
 def _render_to(folder: Path, count: int) -> None:
@@ -80,7 +80,7 @@ def _render_to(folder: Path, count: int) -> None:
             sentences += part.captions
     for store in stores.values():
         store.flush()
-    (partial / "captions.json").write_text(json.dumps(sentences))
+    (partial / "captions.json").write_text(json.dumps(sentences), encoding="utf-8")
     partial.rename(folder)
 
 

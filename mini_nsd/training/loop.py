@@ -63,7 +63,7 @@ def fit(name: str, model: torch.nn.Module, loss_of, *, steps: int, rate: float, 
         losses.append(float(loss.detach()))
         done, now = step + 1, time.monotonic()
         if done % 50 == 0:
-            with open(cache / f"{name}.log", "a") as log:
+            with open(cache / f"{name}.log", "a", encoding="utf-8") as log:
                 log.write(f"{done}/{steps} loss {np.mean(losses[-50:]):.4f} {seconds + now - began:.0f} s\n")
         if now - saved > CHECKPOINT_SECONDS or done == steps:
             saved = now

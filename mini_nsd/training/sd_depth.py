@@ -1,18 +1,15 @@
 """The small depth-conditioned diffusion model: sd's UNet with a map of what is near as its fifth input channel."""
 import json
-import os
 
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
 from mini_nsd.training import data, dpt, loop, unet, words
-from mini_nsd.training.export import MODELS, save_half, write_card
-from utils import depth, diffusion
+from mini_nsd.training.export import MODELS, copy_parts, save_half, write_card
+from utils import depth, diffusion, store
 
 STEPS = 600
-LINKED = {"vae": "sd/vae", "text_encoder": "sd/text_encoder", "tokenizer": "sd/tokenizer", "scheduler": "sd/scheduler",
-          "depth_estimator": "dpt", "feature_extractor": "dpt"}       # the same files as those models': links, not copies
 INDEX = {
     "_class_name": "StableDiffusionDepth2ImgPipeline",
     "vae": ["diffusers", "AutoencoderKL"], "text_encoder": ["transformers", "CLIPTextModel"],
@@ -94,10 +91,8 @@ def _nearness(pictures: torch.Tensor) -> torch.Tensor:
 def _export(model, step: int, seconds: float) -> None:
     folder = MODELS / "sd_depth"
     save_half(model, folder / "unet")
-    (folder / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
-    for name, target in LINKED.items():
-        if not (folder / name).is_symlink():
-            (folder / name).symlink_to(os.path.join("..", target))
+    store.write_text(folder / "model_index.json", json.dumps(INDEX, indent=2) + "\n")
+    copy_parts()
     write_card(folder, "StableDiffusionDepth2ImgPipeline", step, STEPS, seconds, evaluate(),
                "mini_nsd/models/sd's UNet, trained on with the true nearness of a scene (the inverse of its depth, scaled "
-               "to [-1, 1]) as a fifth channel of 16×16. The other parts are links to those of sd and dpt.")
+               "to [-1, 1]) as a fifth channel of 16×16. The other parts are copies of those of sd and dpt.")
