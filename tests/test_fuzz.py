@@ -261,7 +261,7 @@ def blip_captions(folder):
     assert all(isinstance(stimulus, int) and said for stimulus, said in found.items())
 
 
-@reader("per_image_scores_subj01_cvpr_clip.csv", lambda: b"imgidx,mean_corr,accuracy\n0,0.5,1.0\n1,0.4,0.5\n")
+@reader("scores/per_image_scores_subj01_cvpr_clip.csv", lambda: b"imgidx,mean_corr,accuracy\n0,0.5,1.0\n1,0.4,0.5\n")
 def per_image_scores(folder):
     assert all(isinstance(image, int) for image in figures.read_scores(layout.Workspace(folder, SUBJECT), "cvpr", "clip"))
 

@@ -77,6 +77,13 @@ def add_run(built, dataset):
                        help="the control: features decoded by ridge.py --shuffle_trials SEED")
 
 
+def add_usefeat(built, what):
+    """--usefeat: the evaluation's features, the usual ones unless others are asked for."""
+    usual, more = (" ".join(names) for names in (layout.USUAL_FEATURES, layout.HIDDEN_FEATURES))
+    built.add_argument("--usefeat", nargs="+", choices=layout.EVALUATION_FEATURES, default=list(layout.USUAL_FEATURES),
+                       metavar="FEATURE", help=f"{what} (default: {usual}; {more} only when asked: 2.1 MB a picture)")
+
+
 def control(args):
     """The name of the control that --shuffle_trials asks for, or None."""
     return None if args.shuffle_trials is None else f"shuffled{args.shuffle_trials}"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import cli, completion_stage, decoded, decoding, depth, icnn, layout, models, nsd, occlusion, reconstruction, s3, store, trials
+from utils import cli, completion_stage, decoded, decoding, depth, evaluation, icnn, image_features, layout, models, nsd, occlusion
+from utils import reconstruction, s3, store, trials
 from utils.errors import Problem
 
 STATES = DONE, PARTIAL, STALE, MISSING = "done", "partial", "stale", "missing"
@@ -278,12 +279,17 @@ def _images(args):
 def _features(args):
     ws, run = layout.Workspace.of(args), cli.run_name(args)
     samples, folder = ws.samples(run), ws.identification(run)
-    pictures = [path for paths in layout.found_images(samples).values() for what, path in paths.items() if what != "occ"]
+    pictures = evaluation.pictures_of(samples)
     wanted = {"options": {"run": run}}
     if layout.manifest(samples).exists():
         wanted["pictures"] = store.read_json(layout.manifest(samples))
-    files = [layout.image_feature(folder, path.stem, name) for path in pictures for name in args.usefeat]
-    return Step(files, [(layout.manifest(folder), wanted)], [layout.manifest(samples)], [layout.manifest(folder)])
+    files, parts = [], len(image_features.Parts(folder).found())
+    for name in args.usefeat:
+        there = image_features.ImageFeatures(folder, name).pictures
+        files += [folder if picture in there else layout.image_feature(folder, layout.image_stem(*picture), name)
+                  for picture in pictures]
+    return Step(files, [(layout.manifest(folder), wanted)], [layout.manifest(samples)], [layout.manifest(folder)],
+                note=f"{parts} batches of pictures not joined yet" if parts else "")
 
 
 def _identification(args):
@@ -291,11 +297,11 @@ def _identification(args):
     folder = ws.identification(run)
     paths, records = [], []
     for feature in args.usefeat:
-        found = layout.found_image_features(folder, feature)
+        found = image_features.by_image(image_features.ImageFeatures(folder, feature).pictures)
         wanted = {"options": {"subject": args.subject, "run": run, "feature": feature, "seed": args.seed}}
         if layout.manifest(folder).exists():
             wanted |= {"source": store.read_json(layout.manifest(folder)), "images": len(found)}
-        paths.append(ws.per_image_scores(run, feature))
+        paths.append(ws.found_per_image_score(run, feature))
         records.append((layout.sidecar(paths[-1]), wanted))
     return Step(paths, records, [layout.manifest(folder)], paths)
 
