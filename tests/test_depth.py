@@ -163,7 +163,9 @@ def test_decoded_maps_are_the_full_pass_scaled_and_their_pictures(world, stimuli
         assert found.dtype == np.float32 and found.shape == (1, 1, 64, 64)
         assert np.allclose(found[0], expected[index], atol=1e-5)
         with Image.open(world.depth_image(index)) as picture:
-            assert picture.mode == "L" and np.abs(np.asarray(picture) - (found[0, 0] + 1) * 127.5).max() <= 0.51
+            large = depth.normalise(full[index:index + 1], 512).numpy()[0, 0]
+            assert picture.mode == "L" and picture.size == (512, 512)
+            assert np.abs(np.asarray(picture) - (large + 1) * 127.5).max() <= 0.51
     assert "r = 1.000" in capsys.readouterr().out
 
 

@@ -24,17 +24,18 @@ def extract(args):
                        layout.identification_files)
 
     with store.working(folder, 0, 1):
-        store.sweep(folder)
+        for each in (folder, folder / "networks"):
+            store.sweep(each)
         networks = _claim_networks(folder, judges.identities(), args.overwrite)
         parts = image_features.Parts(folder)
-        if args.overwrite:
+        if args.overwrite:  # the record is the same: what is made now could not be told from what was there
             parts.clear()
-        _assemble(parts, args.usefeat, networks)  # what a killed run left
+            _remove(folder, args.usefeat)
         computed = _compute(args, run, pictures, judges, parts)
         _assemble(parts, args.usefeat, networks)
         parts.clear()
         if args.npy:
-            _write_npy(folder, args.usefeat, args.overwrite)
+            _write_npy(folder, args.usefeat)
     print(f"{run}: {computed} pictures × {len(args.usefeat)} features computed, {len(pictures) - computed} already there")
 
 
@@ -49,8 +50,7 @@ def _load(paths):
 
 def _compute(args, run, pictures, judges, parts):
     """Write parts with the features that pictures lack; returns of how many pictures."""
-    there = {name: set() if args.overwrite else image_features.ImageFeatures(parts.run, name).pictures
-             for name in args.usefeat}
+    there = {name: image_features.ImageFeatures(parts.run, name).pictures | parts.pictures(name) for name in args.usefeat}
     lacking = {picture for picture in pictures if any(picture not in found for found in there.values())}
     # A batch with any feature missing is made whole: see diffusion_decoding.py.
     ordered = list(pictures)
@@ -58,8 +58,8 @@ def _compute(args, run, pictures, judges, parts):
                if lacking & set(batch := ordered[start:start + args.batch_size])]
     with cli.progress(desc=f"features of {run}", total=len(pictures), initial=len(pictures) - len(lacking), unit="img") as bar:
         reading = images.prefetch(lambda batch: _load([pictures[picture] for picture in batch]), batches)
-        for number, (batch, loaded) in enumerate(reading):
-            parts.write(number, {name: new for name, found in judges(loaded).items()
+        for batch, loaded in reading:
+            parts.write({name: new for name, found in judges(loaded).items()
                                  if (new := {picture: vector for picture, vector in zip(batch, found)
                                              if picture not in there[name]})})
             bar.update(len(lacking & set(batch)))
@@ -75,22 +75,26 @@ def _claim_networks(folder, wanted, overwrite):
     known = store.read_json(path) if path.exists() else {}
     differ = store.difference(known, {role: network for role, network in wanted.items() if role in known})
     if differ and not overwrite:
-        raise Problem("{} was made with {} {}, now {}".format(folder, *differ),
+        raise Problem("{} was made with {} {}, now {}".format(path.parent, *differ),
                       "pass --overwrite to make it again, or use another --workdir")
     changed = {role for role, network in wanted.items() if known.get(role, network) != network}
-    for name in layout.EVALUATION_FEATURES:
-        if evaluators.role(name) in changed:
-            for old in layout.files_of_image_feature(folder, name):
-                old.unlink()
-    store.write_json(path, known | wanted)
+    _remove(folder, [name for name in layout.EVALUATION_FEATURES if evaluators.role(name) in changed])
+    if known | wanted != known:
+        store.write_json(path, known | wanted)
     return known | wanted
 
 
-def _write_npy(folder, names, overwrite):
+def _remove(folder, names):
+    for name in names:
+        for old in layout.files_of_image_feature(folder, name):
+            old.unlink()
+
+
+def _write_npy(folder, names):
     """The original pipeline's file for each picture and feature."""
     for name in names:
         found = image_features.ImageFeatures(folder, name)
         for picture in sorted(found.whole, key=image_features.order):
             path = layout.image_feature(folder, layout.image_stem(*picture), name)
-            if overwrite or not path.exists():
+            if not path.exists():
                 store.write_npy(path, found[picture])

@@ -4,6 +4,7 @@
 `samples/features` (m, dims), float32, in order of image and repeat. Float32 is kept: correlations are compared to nine
 digits, and half precision moves the fourth.
 """
+import functools
 import itertools
 import shutil
 
@@ -98,8 +99,9 @@ class Parts:
     def clear(self):
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def write(self, number, features):
+    def write(self, features):
         """One batch. features: {feature: {picture: (dims,)}}."""
+        number = 1 + max((int(path.stem) for path in self.found()), default=-1)
         size = sum(vector.nbytes for each in features.values() for vector in each.values())
         with store.atomic(layout.image_features_part(self.run, number)) as temporary, store.new_h5(temporary, size) as file:
             for feature, vectors in features.items():
@@ -108,30 +110,35 @@ class Parts:
                 for picture, (group, row) in _numbered(pictures).items():
                     file[f"{feature}/{group}/features"][row] = vectors[picture]
 
-    def _vectors(self, feature):
-        """Yield (picture, (dims,) features) of one feature, part by part."""
+    def pictures(self, feature):
+        """The set of pictures that the parts hold of one feature."""
+        return {picture for picture, _ in self._each(feature)}
+
+    def _each(self, feature):
+        """Yield (picture, function that reads its (dims,) features) of one feature, part by part."""
         for path in self.found():
             with hdf5.File(path, "run img2feat_decoded.py", AGAIN) as file:
                 if feature in file:
                     for picture, (group, row) in _rows(file, f"{feature}/").items():
-                        yield picture, file.dataset(f"{group}/features", "fiu", 2)[row]
+                        yield picture, lambda: file.dataset(f"{group}/features", "fiu", 2)[row]
 
     def assemble(self, feature, network):
         """Join the parts with what the feature's file and `.npy` files held before, in one new file.
 
         network: {"model", "revision"} of the network, as attributes. Raises Problem where features differ in size.
         """
-        new, old = dict.fromkeys(picture for picture, _ in self._vectors(feature)), ImageFeatures(self.run, feature)
-        pictures = sorted(new.keys() | old.pictures, key=order)
-        if not new and old.whole == old.pictures:
+        new, old = self.pictures(feature), ImageFeatures(self.run, feature)
+        pictures = sorted(new | old.pictures, key=order)
+        if old.whole == set(pictures):
             return
         places = _numbered(pictures)
-        first = next(self._vectors(feature))[1] if new else old[pictures[0]]
+        first = next(read() for _, read in self._each(feature)) if new else old[pictures[0]]
         with store.atomic(layout.image_features(self.run, feature)) as temporary:
             with store.new_h5(temporary, first.size * 4 * len(pictures)) as file:
                 _create(file, pictures, first.size)
-                kept = ((picture, old[picture]) for picture in sorted(old.pictures - new.keys(), key=order))
-                for picture, vector in itertools.chain(kept, self._vectors(feature)):
+                kept = ((picture, functools.partial(old.__getitem__, picture)) for picture in old.pictures - new)
+                for picture, read in itertools.chain(kept, self._each(feature)):
+                    vector = read()
                     if vector.size != first.size:
                         raise Problem(f"{self.run} holds {feature} features of {first.size} and of {vector.size} numbers",
                                       "run img2feat_decoded.py with --overwrite")

@@ -43,6 +43,7 @@ class Workspace:
 
     workdir: Path
     subject: str
+    decoded_dir: Path | None = None  # in place of decoded/ in the working folder
 
     @classmethod
     def of(cls, args):
@@ -68,6 +69,13 @@ class Workspace:
     def stims_ave_test(self):
         """(stimuli,) bool, aligned with stims_ave: True where the stimulus is shared, that is a test stimulus."""
         return self.mrifeat / f"{self.subject}_stims_ave_test.npy"
+
+    def train_index(self, average=False):
+        """(trials,) or with average (stimuli,) float64, aligned with stims or stims_ave: 1 where it trains, 0 where it tests.
+
+        The original pipeline's file, whose one name holds whichever of the two was asked for last.
+        """
+        return self.mrifeat / f"{self.subject}_stims{'_ave' if average else ''}_tridx.npy"
 
     def betas(self, roi_tag, split, average=False):
         """(trials, voxels) int16, or with average (stimuli, voxels) float32. split: "tr" or "te"."""
@@ -95,7 +103,7 @@ class Workspace:
 
     @property
     def decoded(self):
-        return self.workdir / "decoded" / self.subject
+        return (self.decoded_dir or self.workdir / "decoded") / self.subject
 
     def scores(self, roi_tags, target, dataset=None, control=None):
         """(test stimuli, dims) float32. dataset: None for ridge.py, else appended as ridge_occlusion.py does.
@@ -135,6 +143,11 @@ class Workspace:
         """The picture that the inversion makes of a test image's decoded features."""
         return (self._gan("gan_recon_img", "all_layers", dataset, control)
                 / f"recon_image_normalized-VGG19-fc8-{self.subject}-streams-{index:06}.tiff")
+
+    def gan_pixels(self, index, dataset="nsd", control=None):
+        """The same as numbers: key `recon_image`, (h, w, 3) float32 RGB before its levels are set, and `recon_image_norm`."""
+        return (self._gan("gan_recon_img", "all_layers", dataset, control)
+                / f"recon_image-VGG19-fc8-{self.subject}-streams-{index:06}.mat")
 
     def _gan(self, kind, layer, dataset, control):
         name = of_dataset(kind, dataset) + (f"_{control}" if control else "")
@@ -347,7 +360,8 @@ def stimulus_image(folder, stimulus):
 
 
 def found_stimulus_images(folder):
-    return sorted(Path(folder).glob("[0-9]" * 6 + ".png"))
+    """Those that `stimulus_image` names, and the JPEGs that the published pipeline for occluded images writes."""
+    return sorted(path for ending in ("png", "jpg", "jpeg") for path in Path(folder).glob("[0-9]" * 6 + f".{ending}"))
 
 
 def fetched(path):

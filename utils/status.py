@@ -103,7 +103,7 @@ def _mri(args):
     ws, choice = layout.Workspace.of(args), layout.VoxelChoice.of(args)
     rois = args.roi or (layout.ROIS if choice.atlas == "streams" else [])
     betas = [ws.betas(choice.tag(roi), split, average) for roi in rois for split in trials.SPLITS for average in (False, True)]
-    design = [ws.stims, ws.stims_ave, ws.stims_ave_test]
+    design = [ws.stims, ws.stims_ave, ws.stims_ave_test, ws.train_index(), ws.train_index(average=True)]
     options = {"atlas": choice.atlas, "zscore": choice.zscore, "ncsnr_min": choice.ncsnr_min}
     sessions = len(list(ws.betas_parts(choice).glob("session*.json")))
     return Step([*design, *betas], [(layout.sidecar(path), {}) for path in design]
@@ -123,7 +123,8 @@ def _stimuli(args):
 
 def _occluded(args):
     path = args.output_path or layout.occluded_stimuli(args.workdir)
-    options = {"kind": args.occluder, "ratio": args.occlusion_ratio, "place": args.place, "fill": args.fill, "seed": args.seed}
+    options = {"kind": args.occluder, "ratio": args.occlusion_ratio, "place": args.place, "fill": args.fill, "seed": args.seed,
+               "image_size": args.image_size}
     parts = len(list(layout.parts(path).glob("*.h5")))
     return Step([path], [(layout.sidecar(path), {"options": options})], [layout.stimuli(args.workdir)], [path],
                 note=f"{parts} parts" if parts else "")
@@ -131,15 +132,15 @@ def _occluded(args):
 
 def _shards(args, names, role, own):
     """Shards of features; `own` {name: attributes}. What makes them stands in the shards themselves."""
-    folders = [layout.features(args.workdir, name) for name in names]
-    occluded = args.occluded_path or layout.occluded_stimuli(args.workdir)
+    folders = [getattr(args, "outdir", None) or layout.features(args.workdir, name) for name in names]
+    occluded = occlusion.path_of(args)
     ids = store.read_npy(layout.Workspace.of(args).stims_ave) if args.subject else None
     if args.imgidx:
         chosen = cli.image_range(args.imgidx, nsd.STIMULI, "stimulus")
         ids = np.arange(chosen.start, chosen.stop) if ids is None else ids[(ids >= chosen.start) & (ids < chosen.stop)]
     images = {"stimuli": args.dataset}
     if args.dataset == "occluded" and Path(occluded).exists():
-        with occlusion.OccludedStimuli(occluded) as stimuli:
+        with occlusion.open_occluded(occluded) as stimuli:
             images["occlusion"] = str(stimuli.settings)
             ids = None if ids is None else np.intersect1d(ids, stimuli.ids)
     missing, count = 0, 0
@@ -153,7 +154,7 @@ def _shards(args, names, role, own):
         count += len(ids) if ids is not None else 1
         missing += len(shards.missing(ids)) if ids is not None else not found
     state = DONE if not missing else PARTIAL if missing < count else MISSING
-    return Step([], reads=[layout.stimuli(args.workdir), Path(occluded)], writes=folders, state=state,
+    return Step([], reads=[args.stimuli_path or layout.stimuli(args.workdir), Path(occluded)], writes=folders, state=state,
                 note=f"{count - missing:,} of {count:,} features" if state == PARTIAL else "")
 
 
