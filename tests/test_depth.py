@@ -1,5 +1,7 @@
 """DPT: hidden states of one pass, and depth from them, against transformers' and diffusers' own paths."""
+import os
 import types
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -149,6 +151,38 @@ def test_stage_takes_all_four_states_from_one_pass_and_makes_only_what_is_missin
     img2feat_dpt.main(common)
     assert [shard.read_bytes() for shard in shards] == whole
     assert [shards[number].stat().st_mtime_ns for number in (0, 1, 3)] == before
+
+
+def test_stimuli_and_occluded_pictures_are_read_from_where_the_command_says(world, tmp_path, command_line):
+    stimuli = Path(os.environ["NSD_ROOT"]) / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
+    common = ["--gpu", "-1", "--precision", "float32", "--workdir"]
+    img2feat_dpt.main([*common, str(tmp_path / "usual")])
+    elsewhere, pictures, occluded = tmp_path / "elsewhere.h5", tmp_path / "png", tmp_path / "usual/nsd_stimuli_occluded.hdf5"
+    assert command_line("generate_occluded_images.py", "--h5_path", stimuli, "--outdir", pictures).returncode == 0
+    assert command_line("generate_occluded_images.py", "--input_path", stimuli, "--output_path", occluded).returncode == 0
+    stimuli.rename(elsewhere)
+
+    def dpt(workdir, *flags):
+        return command_line("img2feat_dpt.py", *common, tmp_path / workdir, *flags)
+
+    def shards(workdir, name):
+        return (layout.features(tmp_path / workdir, name) / "000000-000005.h5").read_bytes()
+
+    assert dpt("named", "--stimuli_path", elsewhere).returncode == 0
+    assert shards("named", "dpt_emb2") == shards("usual", "dpt_emb2")
+    assert dpt("usual", "--dataset", "occluded").returncode == 0
+    assert dpt("named", "--dataset", "occluded", "--occluded_dir", pictures).returncode == 0
+    assert shards("named", "dpt_emb2_occluded") == shards("usual", "dpt_emb2_occluded") != shards("usual", "dpt_emb2")
+    again = dpt("usual", "--dataset", "occluded", "--occluded_dir", pictures)
+    assert again.returncode == 0 and f"0 computed, {COUNT} already there" in again.stdout
+    for flags, said in ([["--occluded_dir", pictures], "pass --dataset occluded too"],
+                        [["--stimuli_path", occluded], "holds occluded images"],
+                        [["--dataset", "occluded", "--stimuli_path", occluded], "name their file with --occluded_path"],
+                        [["--dataset", "occluded", "--occluded_dir", pictures, "--occluded_path", occluded], "give one"],
+                        [["--stimuli_path", tmp_path / "none.h5"], "none.h5 is missing"]):
+        refused = dpt("refused", *flags)
+        assert refused.returncode == 1 and said in refused.stderr.splitlines()[-1]
+    assert not layout.features(tmp_path / "refused", "dpt_emb0").exists()
 
 
 def test_decoded_maps_are_the_full_pass_scaled_and_their_pictures(world, stimuli, capsys):

@@ -154,8 +154,8 @@ def _shape(stimuli, options):
 
 def settings_of(options, source):
     """What images of an occluder say of themselves: the options that were given, and what they were made from."""
-    return {key: value for key, value in sorted(options.items()) if value is not None} | {
-        "input": json.dumps(source, sort_keys=True)}
+    said = options | {"input": json.dumps(source, sort_keys=True)}
+    return {key: value for key, value in sorted(said.items()) if value is not None}
 
 
 def write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
