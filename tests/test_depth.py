@@ -14,7 +14,7 @@ import dptemb2dpt
 import img2feat_dpt
 from mini_nsd import scenes
 from mini_nsd.training import dpt as training
-from utils import depth, features, layout, models, store
+from utils import depth, features, images, layout, models, reconstruction, store
 from utils.errors import Problem
 
 CPU = torch.device("cpu")
@@ -183,6 +183,11 @@ def test_stimuli_and_occluded_pictures_are_read_from_where_the_command_says(worl
         refused = dpt("refused", *flags)
         assert refused.returncode == 1 and said in refused.stderr.splitlines()[-1]
     assert not layout.features(tmp_path / "refused", "dpt_emb0").exists()
+    elsewhere.rename(stimuli)
+    asked = types.SimpleNamespace(workdir=tmp_path / "named", dataset="occluded", occluded_dir=pictures)
+    reconstruction.save_originals(asked, world, tmp_path, [1])  # what was shown, of diffusion_decoding_occluded.py
+    with Image.open(layout.stimulus_image(pictures, 3)) as shown, Image.open(layout.occluded_image(tmp_path, 1)) as kept:
+        assert np.array_equal(np.asarray(kept), images.resize(np.asarray(shown), 512))
 
 
 def test_decoded_maps_are_the_full_pass_scaled_and_their_pictures(world, stimuli, capsys):

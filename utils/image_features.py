@@ -61,8 +61,8 @@ def _rows(file, group=""):
         found |= {picture: (name, row) for row, picture in enumerate(zip(images, whats))}
         if min(images, default=0) < 0 or len({*zip(images, whats)}) < len(images):
             file.refuse(f"has {name}/images that are not different pictures")
-    if len(dims) > 1:
-        file.refuse("has originals and samples of unlike size")
+    if len(dims) > 1 or 0 in dims:
+        file.refuse("has originals and samples of unlike or no size")
     return found
 
 
