@@ -6,8 +6,10 @@ say); --weights equal is the plain mean. Use it as any other ROI: diffusion_deco
 Reads   decoded/{subject}/{subject}_{roi}_scores_{target}.npy and .json, one per ROI;
         nsdfeat/subjfeat/{subject}_{each,ave}_{target}.h5, if it is there, for the test correlations
 Writes  decoded/{subject}/{subject}_{roi+roi}_scores_{target}.npy and .json
+        (both in --decoded_dir, if that is given)
 """
 import functools
+from pathlib import Path
 
 from utils import cli, combining, correlation, layout, store
 
@@ -23,12 +25,15 @@ def main(argv=None):
                         help="cv: by cross-validated R² on the training data; equal: the plain mean (default: cv)")
     parser.add_argument("--dataset", choices=["original", "occluded"], default="original",
                         help="features of whole or occluded images (default: original)")
+    parser.add_argument("--decoded_dir", type=Path, metavar="DIR",
+                        help="folder of {subject}/ with the predictions, to read and to write (default: decoded in --workdir)")
     parser.add_argument("--shuffle_trials", type=int, metavar="SEED", help="combine the control's predictions")
     args = cli.parse(parser, argv)
     if len(args.rois) < 2 or len(set(args.rois)) < len(args.rois):
         parser.error("--rois takes two or more different ROIs")
 
-    ws, choice = layout.Workspace.of(args), layout.VoxelChoice.of(args)
+    ws = layout.Workspace(args.workdir, args.subject, args.decoded_dir)
+    choice = layout.VoxelChoice.of(args)
     dataset = "occluded" if args.dataset == "occluded" else None
     paths = [ws.scores([choice.tag(roi)], args.target, dataset, cli.control(args)) for roi in args.rois]
     stage = "ridge_occlusion.py" if dataset else "ridge.py"

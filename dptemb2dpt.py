@@ -2,6 +2,7 @@
 
 Reads   decoded/{subject}/{subject}_{rois}_scores_dpt_emb0.npy … dpt_emb3.npy
 Writes  decoded/{subject}/dpt_fromemb/{i}.npy, (1, 1, 64, 64) float32, larger = nearer, and dpt_fromemb_image/{i}.png
+        (the same at 512 px, 8-bit, nearer = brighter)
         (with --dataset occluded: dpt_fromemb_occluded, dpt_fromemb_image_occluded)
 """
 from utils import cli, depth

@@ -25,6 +25,8 @@ def main(argv=None):
     parser.add_argument("--occluder", choices=occlusion.KINDS, default="rectangle", help="default: rectangle")
     parser.add_argument("--occlusion_ratio", type=float, default=0.3, metavar="R",
                         help="share of each side of a rectangle; other occluders hide the same area, R² (default: 0.3)")
+    parser.add_argument("--image_size", type=int, metavar="PX",
+                        help="scale the image to PX×PX first, Lanczos (default: as it is, 425 for NSD's)")
     parser.add_argument("--place", choices=occlusion.PLACES, default="centre",
                         help="centre, or random by --seed and the image's index (default: centre)")
     parser.add_argument("--fill", choices=occlusion.FILLS, default="black",
@@ -42,9 +44,11 @@ def main(argv=None):
         parser.error("--start must not be negative")
     if not 0 < args.occlusion_ratio <= 1:
         parser.error("--occlusion_ratio must be above 0 and at most 1")
+    if args.image_size is not None and not 1 <= args.image_size <= occlusion.LARGEST:
+        parser.error(f"--image_size must be 1 to {occlusion.LARGEST}")
 
     options = {"kind": args.occluder, "ratio": args.occlusion_ratio, "place": args.place, "fill": args.fill,
-               "seed": args.seed}
+               "seed": args.seed, "image_size": args.image_size}
     with nsd.Stimuli(args.h5_path or args.input_path or layout.stimuli(args.workdir)) as stimuli:
         wanted = store.record("generate_occluded_images.py", options, input=occlusion.fingerprint(stimuli))
         if older:

@@ -4,8 +4,8 @@ An image's accuracy is the share of the other images whose reconstructions corre
 averaged over samples, ties count one half. The interval is over images; p is against reconstructions given to images
 at random. Any number of images and samples, as found on disk.
 
-Reads   identification/{method}/{subject}/{i}_org_{feature}.npy and {i}_{sample}_{feature}.npy
-Writes  per_image_scores_{subject}_{method}_{feature}.csv (imgidx, mean_corr, accuracy) and .json
+Reads   identification/{method}/{subject}/{feature}.h5 (or {i}_org_{feature}.npy and {i}_{sample}_{feature}.npy)
+Writes  scores/per_image_scores_{subject}_{method}_{feature}.csv (imgidx, mean_corr, accuracy) and .json
 """
 from utils import cli, identification, layout, store
 
@@ -25,12 +25,12 @@ def main(argv=None, dataset="nsd"):
     ws, run = layout.Workspace.of(args), cli.run_name(args)
     folder = ws.identification(run)
     twin = "_occlusion" if args.dataset == "occluded" else ""
-    made_by = f"img2feat_decoded{twin}.py --subject {args.subject} --method {args.method}"
+    made_by = f"img2feat_decoded{twin}.py --subject {args.subject} --method {args.method} --usefeat"
     source = store.read_json(layout.manifest(folder)) if layout.manifest(folder).exists() else None
     for feature in args.usefeat:
         with cli.progress(desc=f"{run} {feature}", unit="image") as bar:
             features, r, found = identification.identify(
-                folder, feature, made_by, args.n_samples, args.seed, bar.update)
+                folder, feature, f"{made_by} {feature}", args.n_samples, args.seed, bar.update)
         options = {"subject": args.subject, "run": run, "feature": feature, "seed": args.seed}
         identification.write_scores(ws.per_image_scores(run, feature), features.images, r,
                                     store.record("identification.py", options, source=source, **found))

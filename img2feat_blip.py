@@ -4,6 +4,8 @@ Reads   nsd_stimuli.hdf5 (or nsd_stimuli_occluded.hdf5)
 Writes  nsdfeat/blip/ (with --dataset occluded: blip_occluded), one HDF5 file per 256 stimuli;
         nsdfeat/blip_captions/captions.json (blip_captions_occluded), {73k id: [caption]}
 """
+from pathlib import Path
+
 from utils import captioning, cli, features, layout, models
 
 
@@ -11,6 +13,9 @@ def main(argv=None, dataset="nsd"):
     parser = cli.parser(__doc__, "python img2feat_blip.py --gpu 0")
     features.add_arguments(parser, dataset)
     features.add_store(parser)
+    parser.add_argument("--outdir", type=Path, metavar="DIR",
+                        help="folder of the embeddings (default: nsdfeat/blip or nsdfeat/blip_occluded); read it with "
+                        "make_subjstim.py --input_dir or its twin's")
     parser.add_argument("--skip_captions", action="store_true", help="extract the embeddings only")
     args = cli.parse(parser, argv)
 
@@ -21,7 +26,7 @@ def main(argv=None, dataset="nsd"):
     features.extract(
         args, stimuli, attributes | {"stored": args.store}, "blip", layout.of_dataset("blip", args.dataset), dtype,
         lambda pixels, _: features.stored(captioner.embed(pixels), args.store), features.batch_size(args, device),
-        prepare=lambda ids: captioner.prepare(stimuli.read(ids)),
+        prepare=lambda ids: captioner.prepare(stimuli.read(ids)), folder=args.outdir,
     )
     if not args.skip_captions:
         captioning.caption_stimuli(args, features.wanted(args, stimuli), device)

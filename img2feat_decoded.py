@@ -1,7 +1,8 @@
 """Extract the features that identification compares, from the originals and the reconstructions of a run.
 
 Reads   decoded/image-{method}/{subject}/samples/*.png
-Writes  identification/{method}/{subject}/{i}_org_{feature}.npy and {i}_{sample}_{feature}.npy
+Writes  identification/{method}/{subject}/{feature}.h5: originals and samples by image, one file per feature;
+        with --npy also the original's {i}_org_{feature}.npy and {i}_{sample}_{feature}.npy
 """
 from utils import cli, evaluation, layout
 
@@ -11,8 +12,8 @@ def main(argv=None, dataset="nsd"):
     cli.add_subject(parser)
     cli.add_gpu(parser)
     cli.add_run(parser, dataset)
-    parser.add_argument("--usefeat", nargs="+", choices=layout.EVALUATION_FEATURES, default=layout.EVALUATION_FEATURES,
-                        metavar="FEATURE", help=f"features to extract (default: {' '.join(layout.EVALUATION_FEATURES)})")
+    cli.add_usefeat(parser, "features to extract")
+    parser.add_argument("--npy", action="store_true", help="also write the original's file for each picture and feature")
     parser.add_argument("--batch_size", type=int, default=32, help="pictures a forward pass (default: 32)")
     args = cli.parse(parser, argv)
     if args.batch_size < 1:

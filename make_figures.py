@@ -3,7 +3,7 @@
 Rows of the reconstructions are evenly spaced ranks of identification, from best to worst: none is hand-picked.
 A figure whose inputs are not there is skipped, and that is said.
 
-Reads   decoded/image-*/{subject}/samples/, per_image_scores_{subject}_*.csv and .json,
+Reads   decoded/image-*/{subject}/samples/, scores/per_image_scores_{subject}_*.csv and .json,
         decoded/{subject}/*_scores_*.json and .npy, nsdfeat/subjfeat/
 Writes  figures/{reconstructions,captions}{,_occluded}_{subject}, identification_…, decoding_… and rois_…, .pdf and
         .png

@@ -4,6 +4,7 @@ Nothing but the ROIs' voxels touches the disk. A killed run resumes after its la
 
 Reads   NSD_ROOT: nsd_expdesign.mat, responses.tsv, roi/{atlas}.nii.gz and its table, betas_session*.nii.gz
 Writes  mrifeat/{subject}/{subject}_stims.npy, _stims_ave.npy, _stims_ave_test.npy,
+        {subject}_stims_tridx.npy and _stims_ave_tridx.npy (1 where a trial or stimulus trains, 0 where it tests),
         {subject}_{roi}_betas_{tr,te}.npy (int16, NSD's integers), {subject}_{roi}_betas_ave_{tr,te}.npy (float32)
 """
 from utils import cli, layout, mrifeat, s3

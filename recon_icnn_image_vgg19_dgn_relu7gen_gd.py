@@ -2,10 +2,11 @@
 
 Reads   decoded/gan_mod/{layer}/{subject}/streams/*.mat of conv1_2 conv2_2 conv3_4 conv4_4 conv5_4 fc6 fc7 fc8;
         nsd_stimuli.hdf5 (training images, for the spread of true features)
-Writes  decoded/gan_recon_img/all_layers/{subject}/streams/recon_image_normalized-VGG19-fc8-{subject}-streams-{i}.tiff
+Writes  decoded/gan_recon_img/all_layers/{subject}/streams/recon_image_normalized-VGG19-fc8-{subject}-streams-{i}.tiff,
+        and the same before its levels are set, recon_image-VGG19-fc8-{subject}-streams-{i}.mat (recon_image, float32 RGB)
         (with --dataset occluded: decoded/gan_recon_img_occluded/…)
 """
-from utils import cli, icnn, layout
+from utils import cli, features, icnn
 
 
 def main(argv=None):
@@ -14,9 +15,8 @@ def main(argv=None):
     cli.add_imgidx(parser, "the test images")
     cli.add_gpu(parser)
     cli.add_seed(parser)
-    parser.add_argument("--dataset", choices=layout.DATASETS, default="nsd",
-                        help="whole or occluded images (default: nsd)")
-    parser.add_argument("--occluded_path", metavar="HDF5", help="occluded images (default: nsd_stimuli_occluded.hdf5)")
+    cli.add_dataset(parser, "nsd")
+    features.add_images(parser)
     parser.add_argument("--true_features", action="store_true",
                         help="the recovery check: invert what make_vgg19fromdecode.py --true_features wrote")
     parser.add_argument("--shuffle_trials", type=int, metavar="SEED",

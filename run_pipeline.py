@@ -29,6 +29,7 @@ def main(argv=None):
     parser.add_argument("--n_samples", type=int, metavar="N", help="samples per image (default: the stage's own)")
     parser.add_argument("--steps", type=int, metavar="N", help="diffusion steps (default: the stage's own)")
     parser.add_argument("--scheduler", metavar="NAME", help="diffusion solver (default: the stage's own)")
+    cli.add_usefeat(parser, "features to extract and to identify by")
     parser.add_argument("--controls", action="store_true",
                         help="also the recovery check (true features) and the control (shuffled trials) of the cvpr method")
     parser.add_argument("--by_roi", action="store_true", help="also decode init_latent and c from each ROI by itself")

@@ -31,7 +31,7 @@ BLIP, DPT = 226 * 768, 4 * 577 * 1_024
 VGG19 = {"conv1_2": (64, 224, 224), "conv2_2": (128, 112, 112), "conv3_4": (256, 56, 56), "conv4_4": (512, 28, 28),
          "conv5_4": (512, 14, 14), "fc6": (4_096,), "fc7": (4_096,), "fc8": (1_000,)}
 VGG19_DIMS = sum(int(np.prod(shape)) for shape in VGG19.values())
-EVALUATED = 2_048 + 192 * 17 * 17 + 256 * 8 * 8 + 4_096 + 768 + 2 * 257 * 1_024  # dims of all evaluation features
+EVALUATED = 2_048 + 192 * 17 * 17 + 256 * 8 * 8 + 4_096 + 768  # dims of the usual evaluation features
 SAMPLES, STEPS, GUIDED = 5, 40, 2
 EVERY = "every"                                        # method
 DRAW = 0
@@ -107,7 +107,7 @@ def img2feat_dpt(args):
     return [row("depth", "img2feat_dpt", "4 images", seconds, seconds * STIMULI / 4, STIMULI * DPT * 2,
                 operations(lambda: estimator.hidden_states(pixels)) * STIMULI / 4),
             # Of decoded and of true states.
-            row("depth", "dptemb2dpt", "4 maps", deep, 2 * deep * TEST / 4, 2 * TEST * 25_000, 2 * counted * TEST / 4)]
+            row("depth", "dptemb2dpt", "4 maps", deep, 2 * deep * TEST / 4, 2 * TEST * 100_000, 2 * counted * TEST / 4)]
 
 
 def vgg19(args):
@@ -251,7 +251,7 @@ def img2feat_decoded(args):
 
 
 def identify(args):
-    """All images and samples, 2,048 dims; scaled by dims to the seven features."""
+    """All images and samples, 2,048 dims; scaled by dims to the five usual features."""
     from utils import identification
 
     random, dims = np.random.default_rng(DRAW), 2_048

@@ -88,7 +88,7 @@ def test_a_picture_among_the_samples_that_is_not_one_is_named_and_no_feature_is_
     store.write_json(layout.manifest(folder), {})
     with pytest.raises(Problem, match="00000_000.png is RGBA"):
         img2feat_decoded.main(["--workdir", str(tmp_path), *SUBJECT, "--gpu", "-1", "--usefeat", "alexnet5"])
-    assert not list(ws.identification("cvpr").glob("*.npy"))
+    assert not list(ws.identification("cvpr").rglob("*.h5"))
 
 
 # ranges and numbers

@@ -7,6 +7,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from PIL import Image
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipVisionConfig
 
 import decode_captions
@@ -152,6 +153,34 @@ def test_stage_stores_half_precision_embeddings_and_captions_of_them(world, stim
     store.write_json(path, dict(list(store.read_json(path).items())[:3]))  # as a killed run would have left it
     img2feat_blip.main(common)
     assert path.read_bytes() == whole
+
+
+def test_embeddings_go_to_a_folder_of_the_user_s_choice_and_are_read_from_there(world, tmp_path, command_line, stimuli):
+    folder, pictures = tmp_path / "embeddings", tmp_path / "pictures"
+    pictures.mkdir()
+    for index, image in enumerate(stimuli):  # as the published pipeline for occluded images leaves them
+        Image.fromarray(image // 2).save(pictures / f"{index:06}.jpg", quality=95)
+    where = ["--workdir", world.workdir]
+    done = command_line("img2feat_blip_occlusion.py", *where, "--gpu", -1, "--precision", "float32",
+                        "--occluded_dir", pictures, "--outdir", folder)
+    assert done.returncode == 0, done.stderr
+    assert not store.Shards(folder).missing(range(IMAGES)) and not layout.features(world.workdir, "blip_occluded").exists()
+    assert len(store.read_json(layout.blip_captions(world.workdir, "occluded"))) == IMAGES
+    paired = ["make_subjstim_occluded.py", *where, "--subject", "subj01", "--featname", "blip_occluded", "--use_stim", "ave"]
+    assert command_line(*paired).returncode == 1
+    assert command_line(*paired, "--input_dir", folder).returncode == 0
+    with store.SubjectFeatures(world.subject_features("ave", "blip_occluded"), "x") as matrix:
+        assert np.array_equal(matrix.features("te")[:], store.Shards(folder).read(range(2, IMAGES), "x").reshape(IMAGES - 2, -1))
+
+
+def test_the_twin_captions_whole_images_by_the_published_name(world, command_line, stimuli):
+    captioner = tiny_captioner()
+    embeddings = captioner.embed(captioner.prepare(stimuli[2:]))
+    store.write_npy(world.scores(ROIS, "blip"), embeddings.flatten(1).numpy())
+    done = command_line("decode_captions_occluded.py", *arguments(world, "--target", "blip", "--dataset", "original"))
+    assert done.returncode == 0, done.stderr
+    assert world.captions().read_text().splitlines() == captioner.caption(embeddings)
+    assert command_line("decode_captions.py", *arguments(world, "--dataset", "other")).returncode == 2
 
 
 def decode(world, target, dataset, values, main=decode_captions.main, more=()):

@@ -86,6 +86,14 @@ def test_the_combination_is_compared_with_the_features_that_its_parts_were_decod
     assert combined(tmp_path)[1]["test_correlation"] is None
 
 
+def test_another_folder_of_predictions_is_read_and_written(tmp_path, run):
+    early, ventral = (predict(tmp_path / "other", roi) for roi in ("early", "ventral"))
+    done = run("--weights", "equal", "--decoded_dir", tmp_path / "other" / "decoded")
+    assert done.returncode == 0, done.stderr
+    assert np.allclose(combined(tmp_path / "other")[0], (early + ventral) / 2, atol=1e-6)
+    assert not (tmp_path / "decoded").exists()
+
+
 def test_a_roi_below_zero_has_no_weight_and_all_below_zero_is_refused(tmp_path, run):
     early = predict(tmp_path, "early", cv_r2=0.2)
     predict(tmp_path, "ventral", cv_r2=-0.4)

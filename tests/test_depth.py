@@ -1,5 +1,7 @@
 """DPT: hidden states of one pass, and depth from them, against transformers' and diffusers' own paths."""
+import os
 import types
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,7 +14,7 @@ import dptemb2dpt
 import img2feat_dpt
 from mini_nsd import scenes
 from mini_nsd.training import dpt as training
-from utils import depth, features, layout, models, store
+from utils import depth, features, images, layout, models, reconstruction, store
 from utils.errors import Problem
 
 CPU = torch.device("cpu")
@@ -151,6 +153,43 @@ def test_stage_takes_all_four_states_from_one_pass_and_makes_only_what_is_missin
     assert [shards[number].stat().st_mtime_ns for number in (0, 1, 3)] == before
 
 
+def test_stimuli_and_occluded_pictures_are_read_from_where_the_command_says(world, tmp_path, command_line):
+    stimuli = Path(os.environ["NSD_ROOT"]) / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
+    common = ["--gpu", "-1", "--precision", "float32", "--workdir"]
+    img2feat_dpt.main([*common, str(tmp_path / "usual")])
+    elsewhere, pictures, occluded = tmp_path / "elsewhere.h5", tmp_path / "png", tmp_path / "usual/nsd_stimuli_occluded.hdf5"
+    assert command_line("generate_occluded_images.py", "--h5_path", stimuli, "--outdir", pictures).returncode == 0
+    assert command_line("generate_occluded_images.py", "--input_path", stimuli, "--output_path", occluded).returncode == 0
+    stimuli.rename(elsewhere)
+
+    def dpt(workdir, *flags):
+        return command_line("img2feat_dpt.py", *common, tmp_path / workdir, *flags)
+
+    def shards(workdir, name):
+        return (layout.features(tmp_path / workdir, name) / "000000-000005.h5").read_bytes()
+
+    assert dpt("named", "--stimuli_path", elsewhere).returncode == 0
+    assert shards("named", "dpt_emb2") == shards("usual", "dpt_emb2")
+    assert dpt("usual", "--dataset", "occluded").returncode == 0
+    assert dpt("named", "--dataset", "occluded", "--occluded_dir", pictures).returncode == 0
+    assert shards("named", "dpt_emb2_occluded") == shards("usual", "dpt_emb2_occluded") != shards("usual", "dpt_emb2")
+    again = dpt("usual", "--dataset", "occluded", "--occluded_dir", pictures)
+    assert again.returncode == 0 and f"0 computed, {COUNT} already there" in again.stdout
+    for flags, said in ([["--occluded_dir", pictures], "pass --dataset occluded too"],
+                        [["--stimuli_path", occluded], "holds occluded images"],
+                        [["--dataset", "occluded", "--stimuli_path", occluded], "name their file with --occluded_path"],
+                        [["--dataset", "occluded", "--occluded_dir", pictures, "--occluded_path", occluded], "give one"],
+                        [["--stimuli_path", tmp_path / "none.h5"], "none.h5 is missing"]):
+        refused = dpt("refused", *flags)
+        assert refused.returncode == 1 and said in refused.stderr.splitlines()[-1]
+    assert not layout.features(tmp_path / "refused", "dpt_emb0").exists()
+    elsewhere.rename(stimuli)
+    asked = types.SimpleNamespace(workdir=tmp_path / "named", dataset="occluded", occluded_dir=pictures)
+    reconstruction.save_originals(asked, world, tmp_path, [1])  # what was shown, of diffusion_decoding_occluded.py
+    with Image.open(layout.stimulus_image(pictures, 3)) as shown, Image.open(layout.occluded_image(tmp_path, 1)) as kept:
+        assert np.array_equal(np.asarray(kept), images.resize(np.asarray(shown), 512))
+
+
 def test_decoded_maps_are_the_full_pass_scaled_and_their_pictures(world, stimuli, capsys):
     estimator = tiny_estimator()
     write_states(world, true_states(estimator, stimuli[2:]))
@@ -163,7 +202,9 @@ def test_decoded_maps_are_the_full_pass_scaled_and_their_pictures(world, stimuli
         assert found.dtype == np.float32 and found.shape == (1, 1, 64, 64)
         assert np.allclose(found[0], expected[index], atol=1e-5)
         with Image.open(world.depth_image(index)) as picture:
-            assert picture.mode == "L" and np.abs(np.asarray(picture) - (found[0, 0] + 1) * 127.5).max() <= 0.51
+            large = depth.normalise(full[index:index + 1], 512).numpy()[0, 0]
+            assert picture.mode == "L" and picture.size == (512, 512)
+            assert np.abs(np.asarray(picture) - (large + 1) * 127.5).max() <= 0.51
     assert "r = 1.000" in capsys.readouterr().out
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import tiny_nsd
-from utils import captioning, completion, features, figures, icnn, images, layout, nsd, occluded_viewing, occlusion, s3, store
+from utils import captioning, completion, features, figures, icnn, image_features, images, layout, nsd
+from utils import occluded_viewing, occlusion, s3, store
 from utils import hdf5 as h5
 from utils import trials
 from utils.errors import Problem
@@ -261,9 +262,17 @@ def blip_captions(folder):
     assert all(isinstance(stimulus, int) and said for stimulus, said in found.items())
 
 
-@reader("per_image_scores_subj01_cvpr_clip.csv", lambda: b"imgidx,mean_corr,accuracy\n0,0.5,1.0\n1,0.4,0.5\n")
+@reader("scores/per_image_scores_subj01_cvpr_clip.csv", lambda: b"imgidx,mean_corr,accuracy\n0,0.5,1.0\n1,0.4,0.5\n")
 def per_image_scores(folder):
     assert all(isinstance(image, int) for image in figures.read_scores(layout.Workspace(folder, SUBJECT), "cvpr", "clip"))
+
+
+@reader("identification/cvpr/subj01/clip.h5", lambda: hdf5(**{
+    "originals/images": [0, 3], "originals/features": np.ones((2, 5), np.float32), "samples/images": [0, 3, 3],
+    "samples/repeats": [0, 0, 1], "samples/features": np.ones((3, 5), np.float32)}))
+def features_of_pictures(folder):
+    found = image_features.ImageFeatures(layout.Workspace(folder, SUBJECT).identification("cvpr"), "clip")
+    assert len(found.pictures) == 5 and all(found[each].shape == (5,) for each in found.pictures)
 
 
 # damage

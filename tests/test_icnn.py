@@ -5,6 +5,7 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from bdpy.dataform import DecodedFeatures
 from bdpy.dl.torch import FeatureExtractor
@@ -322,6 +323,16 @@ def test_mat_files_are_bdpys(inverted):
     assert icnn.read_mat(ws.gan_features("fc6", 0, control="true_features"), shapes["fc6"], "").shape == shapes["fc6"]
 
 
+def test_the_picture_is_kept_as_numbers_before_its_levels_are_set(inverted):
+    folder, ws, _ = inverted
+    for index in range(TEST):
+        found = scipy.io.loadmat(ws.gan_pixels(index, control="true_features"))
+        shown = np.asarray(Image.open(ws.gan_image(index, control="true_features")))
+        assert found["recon_image"].dtype == np.float32 and found["recon_image"].shape == shown.shape
+        np.testing.assert_array_equal(found["recon_image_norm"], shown)
+        np.testing.assert_array_equal(icnn.to_uint8(found["recon_image"][None], models.generator(CPU).levels)[0], shown)
+
+
 def test_a_resumed_run_gives_the_same_bytes(inverted):
     folder, ws, where = inverted
     paths = [ws.gan_image(index, control="true_features") for index in range(TEST)]
@@ -402,7 +413,7 @@ def test_missing_inputs_name_the_command_that_makes_them(at, tmp_path):
 
 def test_a_damaged_mat_file_is_named(tmp_path):
     path = tmp_path / "a.mat"
-    icnn.write_mat(path, np.zeros((1, 4, 2, 2), np.float32))
+    icnn.write_mat(path, {"feat": np.zeros((1, 4, 2, 2), np.float32)})
     with pytest.raises(Problem, match=r"holds feat \(1, 4, 2, 2\) where VGG19 has \(1, 5, 2, 2\)"):
         icnn.read_mat(path, (5, 2, 2), "X")
     path.write_bytes(path.read_bytes()[:150])

@@ -164,12 +164,12 @@ def test_the_stage_prints_a_line_and_writes_the_scores_of_each_image(workdir, ru
     assert done.stdout.count("\n") == 1
     assert done.stdout.startswith(f"subj01 cvpr clip: identification {scores.mean():.3f} [")
     assert "p = " in done.stdout and done.stdout.endswith("chance 0.5 (6 images × 2 samples)\n")
-    with open(workdir / "per_image_scores_subj01_cvpr_clip.csv") as file:
+    with open(workdir / "scores" / "per_image_scores_subj01_cvpr_clip.csv") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["imgidx"]) for row in rows] == [3, 7, 8, 20, 21, 22]
     assert np.allclose([float(row["mean_corr"]) for row in rows], np.diagonal(r), atol=2e-6)
     assert np.allclose([float(row["accuracy"]) for row in rows], scores, atol=1e-6)
-    record = json.loads((workdir / "per_image_scores_subj01_cvpr_clip.json").read_text())
+    record = json.loads((workdir / "scores" / "per_image_scores_subj01_cvpr_clip.json").read_text())
     assert record["accuracy"] == pytest.approx(scores.mean()) and record["images"] == 6 and record["samples"] == 2
     assert record["options"] == {"subject": "subj01", "run": "cvpr", "feature": "clip", "seed": 42}
 
@@ -179,7 +179,7 @@ def test_features_whose_names_begin_alike_are_not_mixed(workdir, run):
     write(workdir, "cvpr", "clip_h6", (0, 1, 2, 3, 4, 5), originals, samples)
     done = run(workdir, "--usefeat", "clip", "clip_h6")
     assert done.returncode == 0 and done.stdout.count("(6 images × 2 samples)") == 2
-    assert (workdir / "per_image_scores_subj01_cvpr_clip_h6.csv").read_text().splitlines()[1].startswith("0,")
+    assert (workdir / "scores" / "per_image_scores_subj01_cvpr_clip_h6.csv").read_text().splitlines()[1].startswith("0,")
 
 
 @pytest.mark.parametrize("flags, name, script", [
@@ -231,7 +231,7 @@ def test_what_is_missing_or_broken_is_one_line_and_writes_nothing(workdir, run):
     for file in folder.glob("00003_00*"):
         file.unlink()
     assert "no reconstruction" in refused(run(workdir, "--usefeat", "clip"))
-    assert not list(workdir.glob("per_image_scores*"))
+    assert not list(workdir.rglob("per_image_scores*"))
 
 
 def test_bad_usage_is_status_2(workdir, run):

@@ -69,6 +69,10 @@ def test_artifacts_are_those_of_a_direct_reading(world, tmp_path, capsys):
     order = np.array(list(dict.fromkeys(ids.tolist())))
     assert np.load(ws.stims_ave).dtype == np.int64 and np.array_equal(np.load(ws.stims_ave), order)
     assert np.array_equal(np.load(ws.stims_ave_test), np.isin(order, ids[is_test]))
+    train = np.load(ws.mrifeat / "subj01_stims_tridx.npy")  # as the original's make_subjstim.py writes it
+    assert train.dtype == np.float64 and np.array_equal(train, np.where(is_test, 0, 1))
+    train = np.load(ws.mrifeat / "subj01_stims_ave_tridx.npy")
+    assert train.dtype == np.float64 and np.array_equal(train, np.where(np.isin(order, ids[is_test]), 0, 1))
     for roi, expected in betas.items():
         for split, chosen in (("tr", ~is_test), ("te", is_test)):
             found = np.load(ws.betas(roi, split))

@@ -202,6 +202,55 @@ def test_pngs_of_two_occluders_never_share_a_folder(stimuli, tmp_path, run):
     assert sorted(image.name for image in folder.glob("*.png")) == ["000000.png", "000001.png"]
 
 
+def test_images_are_scaled_before_they_are_covered(stimuli, tmp_path, run):
+    path, images = stimuli
+    out, folder = tmp_path / "small.hdf5", tmp_path / "png"
+    small = ["--image_size", 24, "--occluder", "bars"]
+    assert run("--input_path", path, "--output_path", out, *small).returncode == 0
+    assert run("--h5_path", path, "--outdir", folder, *small).returncode == 0
+    hidden = occlusion.mask("bars", 0.3, "centre", 42, 3, (24, 24))
+    expected = np.array(Image.fromarray(images[3]).resize((24, 24), Image.Resampling.LANCZOS))
+    expected[hidden] = 0
+    with occlusion.OccludedStimuli(out) as occluded:
+        assert occluded.shape == (7, 24, 24, 3) and occluded.settings["image_size"] == 24
+        assert np.array_equal(occluded.read([3])[0], expected) and np.array_equal(occluded.masks([3])[0], hidden)
+    assert np.array_equal(np.asarray(Image.open(folder / "000003.png")), expected)
+    assert "image_size" in refused(run("--input_path", path, "--output_path", out, "--occluder", "bars"))
+    for side in (0, 10**6):
+        refused(run("--input_path", path, "--output_path", out, "--image_size", side), status=2)
+
+
+def test_a_folder_of_pictures_is_as_the_file_of_the_same_images(stimuli, tmp_path, run):
+    path, _ = stimuli
+    out, folder = tmp_path / "occluded.hdf5", tmp_path / "png"
+    chosen = ["--occluder", "ellipse", "--fill", "noise"]
+    assert run("--input_path", path, "--output_path", out, *chosen).returncode == 0
+    assert run("--h5_path", path, "--outdir", folder, *chosen).returncode == 0
+    with occlusion.open_occluded(out) as file, occlusion.open_occluded(folder) as pictures:
+        assert str(pictures.settings) == str(file.settings) and pictures.count == file.count
+        assert np.array_equal(pictures.ids, file.ids) and np.array_equal(pictures.read([5, 2]), file.read([5, 2]))
+
+
+def test_pictures_without_a_record_and_jpegs_are_read_and_nothing_is_guessed(tmp_path):
+    with pytest.raises(Problem, match="holds no pictures like 000123.png or 000123.jpg"):
+        occlusion.OccludedPictures(tmp_path)
+    for index in (4, 9):
+        Image.fromarray(np.full((8, 8, 3), 20 * index, np.uint8)).save(tmp_path / f"{index:06}.jpg")
+    pictures = occlusion.OccludedPictures(tmp_path)
+    assert pictures.ids.tolist() == [4, 9] and pictures.count == 10
+    assert np.abs(pictures.read([9])[0].astype(int) - 180).max() <= 2
+    with pytest.raises(Problem, match="no image of 73k id 5"):
+        pictures.read([5])
+    before = pictures.settings
+    Image.new("RGB", (9, 8)).save(tmp_path / "000009.jpg")
+    assert occlusion.OccludedPictures(tmp_path).settings != before
+    with pytest.raises(Problem, match="000009.jpg is"):
+        occlusion.OccludedPictures(tmp_path).read([4, 9])
+    Image.new("RGB", (8, 8)).save(tmp_path / "000009.png")
+    with pytest.raises(Problem, match="are one stimulus"):
+        occlusion.OccludedPictures(tmp_path)
+
+
 def test_bad_input_is_one_line_and_leaves_nothing(stimuli, tmp_path, run):
     path, images = stimuli
     out = tmp_path / "out" / "occluded.hdf5"

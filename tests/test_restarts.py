@@ -306,7 +306,7 @@ def test_status_tells_done_partial_and_missing_and_touches_nothing(status, work)
     before = contents(work)
     found = status(work)
     assert states(found, "make_subjmri", "img2feat_sd1_parallel", "make_subjstim c", *CHAIN[:2]) == ["done"] * 5
-    assert states(found, "img2feat_decoded", "identification") == ["partial"] * 2  # two of seven features
+    assert states(found, "img2feat_decoded", "identification") == ["partial"] * 2  # two of five features
     layout.sample_image(layout.Workspace(work, SUBJECT).samples("cvpr"), 1, 1).unlink()
     assert status(work)["diffusion_decoding"] == ("partial", "8 of 9 files")
     shutil.rmtree(work / "nsdfeat" / "c")

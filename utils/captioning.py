@@ -66,7 +66,7 @@ def caption_stimuli(args, ids, device):
     """Add to layout.blip_captions the captions of those stimuli `ids` that have none, from their stored embeddings."""
     feature = layout.of_dataset("blip", args.dataset)
     path = layout.blip_captions(args.workdir, args.dataset)
-    shards = store.Shards(layout.features(args.workdir, feature))
+    shards = store.Shards(args.outdir or layout.features(args.workdir, feature))
     store.claim_folder(path.parent, {"features": shards.attributes(), "beams": BEAMS}, args.overwrite)
     captioner = Captioner(*models.blip(device, torch.float32))
     size = features.batch_size(args, device, AUTO_BATCH)

@@ -78,6 +78,27 @@ def add_run(built, dataset):
                        help="the control: features decoded by ridge.py --shuffle_trials SEED")
 
 
+def add_occluded_dir(built):
+    """--occluded_dir: occluded images as pictures in place of an HDF5 file."""
+    built.add_argument("--occluded_dir", type=Path, metavar="DIR",
+                       help="folder of occluded images, {73k id:06}.png or .jpg (generate_occluded_images.py --outdir), in "
+                       "place of nsd_stimuli_occluded.hdf5")
+
+
+def add_dataset(built, default):
+    """--dataset; `original`, as ridge.py calls whole images, is the same as `nsd`."""
+    built.add_argument("--dataset", choices=layout.DATASETS, default=default, metavar="{nsd,original,occluded}",
+                       type=lambda text: "nsd" if text == "original" else text,
+                       help=f"whole (nsd and original are the same) or occluded images (default: {default})")
+
+
+def add_usefeat(built, what):
+    """--usefeat: the evaluation's features, the usual ones unless others are asked for."""
+    usual, more = (" ".join(names) for names in (layout.USUAL_FEATURES, layout.HIDDEN_FEATURES))
+    built.add_argument("--usefeat", nargs="+", choices=layout.EVALUATION_FEATURES, default=list(layout.USUAL_FEATURES),
+                       metavar="FEATURE", help=f"{what} (default: {usual}; {more} only when asked: 2.1 MB a picture)")
+
+
 def control(args):
     """The name of the control that --shuffle_trials asks for, or None."""
     return None if args.shuffle_trials is None else f"shuffled{args.shuffle_trials}"

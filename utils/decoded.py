@@ -23,8 +23,8 @@ def add_source(parser, dataset):
     cli.add_voxel_choice(parser)
     parser.add_argument("--roi", "--roi_str", dest="roi", type=cli.name, nargs="+", default=list(ROIS), metavar="ROI",
                         help=f"ROIs that the features were decoded from, as given to ridge.py (default: {' '.join(ROIS)})")
-    parser.add_argument("--dataset", choices=layout.DATASETS, default=dataset,
-                        help=f"whole or occluded images (default: {dataset})")
+    cli.add_dataset(parser, dataset)
+    cli.add_occluded_dir(parser)
     parser.add_argument("--true_features", action="store_true",
                         help="the recovery check: true features instead of decoded ones, in files of their own")
     parser.add_argument("--shuffle_trials", type=int, metavar="SEED",
@@ -110,10 +110,10 @@ def _must_agree(path, again, sides):
 
 def _occluder(args):
     """The settings of the occluded images as features record them; None for whole images, or where there are none."""
-    path = layout.occluded_stimuli(args.workdir)
+    path = occlusion.path_of(args)
     if args.dataset != "occluded" or not path.exists():
         return None
-    with occlusion.OccludedStimuli(path) as stimuli:
+    with occlusion.open_occluded(path) as stimuli:
         return str(stimuli.settings)
 
 

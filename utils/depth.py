@@ -9,6 +9,7 @@ import torch
 from utils import cli, decoded, features, images, layout, models, store, trials
 from utils.errors import Problem
 
+PICTURE_SIZE = 512  # px: side of the pictures for the eye, as the original's
 SIZE = 64  # px: side of the depth map that SD2-depth takes beside its 64×64 latents
 NAMES = tuple(f"dpt_emb{number}" for number in range(4))
 AUTO_BATCH = {"cuda": 64, "mps": 16, "cpu": 8}
@@ -44,7 +45,7 @@ class DepthEstimator:
 
 
 def normalise(depth, size=SIZE):
-    """(n, h, w) relative depth → (n, 1, size, size) in [-1, 1] per image, as SD2-depth prepares its fifth channel.
+    """(n, h, w) relative depth → (n, 1, size, size) in [-1, 1] per image, as SD2-depth prepares its fifth channel at 64 px.
 
     A map without any relief, as badly decoded states can give, becomes 0 everywhere.
     """
@@ -81,8 +82,8 @@ def decode(args):
     states, paths = zip(*(decoded.read(args, ws, target, estimator.shape, models.identity("dpt")) for target in targets))
     own = (args.dataset, decoded.suffix(args))
     wanted = store.record("dptemb2dpt.py", decoded.options(args), paths, **models.identity("dpt"))
-    for image in (False, True):
-        store.claim_folder(ws.depth_folder(*own, image=image), wanted, args.overwrite)
+    for image, more in ((False, {}), (True, {"side": PICTURE_SIZE})):
+        store.claim_folder(ws.depth_folder(*own, image=image), wanted | more, args.overwrite)
     chosen = cli.image_range(args.imgidx, len(states[0]), "test image")
     size = features.batch_size(args, device, AUTO_BATCH)
     flat = 0
@@ -94,13 +95,14 @@ def decode(args):
                 made = all(ws.depth(index, *own).exists() and ws.depth_image(index, *own).exists() for index in batch)
                 if args.overwrite or not made:
                     rows = [torch.from_numpy(each[list(batch)]) for each in states]
-                    maps = normalise(estimator.depth(rows)).cpu().numpy()
+                    found = estimator.depth(rows)
+                    maps, pictures = (normalise(found, side).cpu().numpy() for side in (SIZE, PICTURE_SIZE))
                     flat += int((maps == 0).all((1, 2, 3)).sum())
-                    for index, depth in zip(batch, maps[:, None]):
+                    for index, depth, large in zip(batch, maps[:, None], pictures[:, None]):
                         if args.overwrite or not ws.depth(index, *own).exists():
                             store.write_npy(ws.depth(index, *own), depth)
                         if args.overwrite or not ws.depth_image(index, *own).exists():
-                            images.save(ws.depth_image(index, *own), picture(depth))
+                            images.save(ws.depth_image(index, *own), picture(large))
             bar.update(len(batch))
     if flat:
         cli.say(f"{flat} decoded depth maps have no relief: they carry no depth")

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import cli, evaluators, figures, identification, images, layout, models, picture_metrics, stages, store
+from utils import cli, evaluators, figures, identification, image_features, images, layout, models, picture_metrics, stages, store
 from utils.errors import Problem
 
 SCRIPT = "evaluate.py"
@@ -107,10 +107,14 @@ class Pictures:
     def __len__(self):
         return len(self.images)
 
+    def paths(self):
+        """All of them, originals first."""
+        return [*self.originals, *(path for each in self.samples for path in each)]
+
     def digest(self):
         """Of the names and bytes of all pictures, in hex."""
         total = hashlib.blake2b(digest_size=16)
-        for path in [*self.originals, *(path for each in self.samples for path in each)]:
+        for path in self.paths():
             total.update(path.name.encode() + store.digest(path).encode())
         return total.hexdigest()
 
@@ -185,9 +189,8 @@ def stored(ws, run, metric, pictures, networks):
     extracted, judged, made = map(store.read_json, records)
     if judged.get(metric.role) != networks[metric.role] or extracted.get("pictures") != made:
         return None
-    wanted = {path for each in pictures.samples for path in each} | set(pictures.originals)
-    paths = [layout.image_feature(folder, path.stem, metric.feature) for path in wanted]
-    if len(list(folder.glob(f"*_{metric.feature}.npy"))) != len(paths) or not all(path.exists() for path in paths):
+    found = image_features.ImageFeatures(folder, metric.feature).pictures
+    if {layout.image_stem(*picture) for picture in found} != {path.stem for path in pictures.paths()}:
         return None
     return identification.Features(folder, metric.feature, "img2feat_decoded.py")
 

@@ -18,6 +18,11 @@ CLASSIFIERS = {
 CLIP_HIDDEN = {6: "clip_h6", 12: "clip_h12"}
 
 
+def role(name):
+    """The role (`utils/models.py`) of the network that a feature is of."""
+    return next((role for role, nodes in CLASSIFIERS.items() if name in nodes.values()), "clip")
+
+
 def resize(image, size):
     """(H, W, 3) uint8 square picture → (size, size, 3) uint8, bilinear as torchvision's Resize."""
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))

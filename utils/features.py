@@ -1,6 +1,7 @@
 """From stimuli to shards of features: what every img2feat_* stage does around its network."""
 import contextlib
 import itertools
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +24,16 @@ def add_arguments(parser, dataset="nsd"):
     parser.add_argument("--batch_size", default="auto", help="images a forward pass, or auto (default)")
     parser.add_argument("--precision", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
                         help="auto: float16 on a GPU, bfloat16 on a CPU that has it, else float32")
-    parser.add_argument("--occluded_path", metavar="HDF5", help="occluded images (default: nsd_stimuli_occluded.hdf5)")
+    add_images(parser)
+
+
+def add_images(parser):
+    """Where the whole and the occluded images are, if not where the stages before leave them."""
+    parser.add_argument("--stimuli_path", type=Path, metavar="HDF5",
+                        help="whole images: a file like nsd_stimuli.hdf5 (default: NSD_ROOT's, or its copy in --workdir)")
+    parser.add_argument("--occluded_path", type=Path, metavar="HDF5",
+                        help="occluded images (default: nsd_stimuli_occluded.hdf5)")
+    cli.add_occluded_dir(parser)
 
 
 def batch_size(args, device, auto=AUTO_BATCH):
@@ -41,9 +51,17 @@ def open_stimuli(args):
     Says how many of the subject's stimuli the file lacks, if --subject is given without --imgidx.
     """
     if args.dataset == "nsd":
-        stimuli, attributes = nsd.Stimuli(nsd.stimuli_path(s3.Root.from_env(), args.workdir)), {"stimuli": "nsd"}
+        if args.occluded_path or args.occluded_dir:
+            raise Problem("--occluded_path or --occluded_dir with whole images", "pass --dataset occluded too")
+        stimuli = nsd.Stimuli(args.stimuli_path or nsd.stimuli_path(s3.Root.from_env(), args.workdir))
+        if args.stimuli_path and occlusion.is_occluded(args.stimuli_path):
+            raise Problem(f"{args.stimuli_path} holds occluded images",
+                          f"pass --dataset occluded --occluded_path {args.stimuli_path}")
+        attributes = {"stimuli": "nsd"}
     else:
-        stimuli = occlusion.OccludedStimuli(args.occluded_path or layout.occluded_stimuli(args.workdir))
+        if args.stimuli_path:
+            raise Problem("--stimuli_path with occluded images", "name their file with --occluded_path")
+        stimuli = occlusion.open_occluded(occlusion.path_of(args))
         attributes = {"stimuli": "occluded", "occlusion": stimuli.settings}
     if getattr(args, "subject", None) and getattr(args, "imgidx", None) is None:
         lacking = np.setdiff1d(_seen(args), stimuli.ids if args.dataset == "occluded" else np.arange(stimuli.count))
@@ -72,21 +90,25 @@ def wanted(args, stimuli):
     return ids
 
 
-def extract(args, stimuli, attributes, role, feature, dtype, compute, batch, prepare=None):
-    """Compute one feature for the stimuli that are missing: `extract_all` for a single name and array."""
-    extract_all(args, stimuli, attributes, role, [feature], dtype, lambda *given: [compute(*given)], batch, prepare)
+def extract(args, stimuli, attributes, role, feature, dtype, compute, batch, prepare=None, folder=None):
+    """Compute one feature for the stimuli that are missing: `extract_all` for a single name and array.
+
+    folder: of its shards, default nsdfeat/{feature}.
+    """
+    extract_all(args, stimuli, attributes, role, [feature], dtype, lambda *given: [compute(*given)], batch, prepare,
+                {feature: folder} if folder else {})
 
 
-def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, prepare=None):
+def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, prepare=None, folders={}):
     """Compute features that come from one forward pass, for the stimuli that lack any, shard by shard, reading ahead.
 
     role: whose identity the shards record. names: of the features below nsdfeat/. compute(prepared, ids) → one
     (n, …) array per name for at most `batch` stimuli; prepare(ids) → what compute takes (default: the stimuli's
-    pixels), run in a thread.
+    pixels), run in a thread. folders: {name: folder} of shards that do not lie in nsdfeat/.
     """
     attributes = attributes | models.identity(role) | {
         "dtype": str(dtype).removeprefix("torch."), "code_version": __version__}
-    shards = {name: store.Shards(layout.features(args.workdir, name)) for name in names}
+    shards = {name: store.Shards(folders.get(name) or layout.features(args.workdir, name)) for name in names}
     ids = wanted(args, stimuli)
     for name, each in shards.items():
         if args.overwrite:

@@ -110,7 +110,7 @@ def by_index(found, count):
 
 def read_scores(ws, run, feature):
     """{image: accuracy} of a run by one feature, as identification.py wrote it; {} if it did not."""
-    path = ws.per_image_scores(run, feature)
+    path = ws.found_per_image_score(run, feature)
     if not path.exists():
         return {}
     try:

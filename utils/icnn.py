@@ -84,7 +84,8 @@ class Streamed:
         self.layer, self.encoder = layer, models.vgg19(device)
         self.dtype, self.batch = models.precision("auto", device), EXTRACT_BATCH[device.type]
         self.stimuli, attributes = features.open_stimuli(
-            SimpleNamespace(dataset=dataset, workdir=args.workdir, occluded_path=None))
+            SimpleNamespace(
+                dataset=dataset, workdir=args.workdir, stimuli_path=None, occluded_path=None, occluded_dir=None))
         self.dims = math.prod(self.encoder.shapes([layer])[layer])
         self.attributes = attributes | models.identity("vgg19") | {
             "feature": target, "dtype": str(self.dtype).removeprefix("torch."), "stored": "streamed"}
@@ -214,15 +215,15 @@ def write_decoded(args):
             for index in cli.progress(range(len(found)), desc=layer, unit="img"):
                 path = ws.gan_features(layer, index, *own)
                 if args.overwrite or not path.exists():
-                    write_mat(path, np.asarray(found[index])[None])
+                    write_mat(path, {"feat": np.asarray(found[index])[None]})
     print(f"{len(found)} test images × {len(targets)} layers in {path.parents[3]}")
 
 
-def write_mat(path, found):
-    """(1, C, H, W) or (1, units) → a MATLAB file with the key `feat`, which bdpy.dataform.DecodedFeatures reads."""
-    whole = io.BytesIO()
-    scipy.io.savemat(whole, {"feat": found})
-    whole.getbuffer()[:len(MAT_TITLE)] = MAT_TITLE  # scipy's holds the time, and equal work must give equal bytes
+def write_mat(path, found, title="decoded features of VGG19"):
+    """{key: array} → a MATLAB file; with `feat`, (1, C, H, W) or (1, units), bdpy.dataform.DecodedFeatures reads it."""
+    whole, title = io.BytesIO(), f"MATLAB 5.0 MAT-file: {title}".encode().ljust(MAT_TITLE)
+    scipy.io.savemat(whole, found)
+    whole.getbuffer()[:MAT_TITLE] = title  # scipy's holds the time, and equal work must give equal bytes
     with store.atomic(path) as temporary:
         temporary.write_bytes(whole.getbuffer())
 
@@ -282,13 +283,17 @@ def reconstruct(args):
                     targets = {layer: shifted_and_scaled(target, scale[layer]) for layer, target in targets.items()}
                 start = initial_features(args.seed, batch, len(generator.bound))
                 made = invert(encoder, generator, targets, start, args.n_iter, progress=lambda: bar.update(len(batch)))
-                for index, picture in zip(batch, to_uint8(encoder.pixels(made), levels)):
+                pixels = encoder.pixels(made)
+                for index, exact, picture in zip(batch, pixels, to_uint8(pixels, levels)):
+                    # The TIFF says that a picture is done: it comes last.
                     if args.overwrite or not ws.gan_image(index, *own).exists():
+                        write_mat(ws.gan_pixels(index, *own), {"recon_image": exact, "recon_image_norm": picture},
+                                  "picture made from decoded features")
                         save_tiff(ws.gan_image(index, *own), picture)
     print(f"{len(chosen)} GAN images in {ws.gan_image(0, *own).parent}")
 
 
-MAT_TITLE = b"MATLAB 5.0 MAT-file: decoded features of VGG19".ljust(116)
+MAT_TITLE = 116  # bytes of text that a MAT file begins with
 OPTIONS = ("n_iter", "seed", "dataset", "true_features", "shuffle_trials")
 
 

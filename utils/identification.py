@@ -7,7 +7,7 @@ The accuracy of image i is the share of the other images j with r[i, j] < r[i, i
 """
 import numpy as np
 
-from utils import layout, store
+from utils import image_features, store
 from utils.errors import Problem
 
 CHANCE = 0.5
@@ -27,15 +27,16 @@ class Features:
     """
 
     def __init__(self, folder, feature, made_by, samples=None):
-        found = layout.found_image_features(folder, feature)
+        self._features = image_features.ImageFeatures(folder, feature)
+        found = image_features.by_image(self._features.pictures)
         if not found:
             raise Problem(f"{folder} holds no {feature} features", f"run {made_by}")
-        without = [image for image, paths in found.items() if "org" not in paths]
+        without = [image for image, whats in found.items() if "org" not in whats]
         if without:
             raise Problem(f"{folder} lacks {feature} features of {len(without)} originals (the first is image "
                           f"{without[0]})", f"run {made_by}")
-        repeats = {image: sorted(set(paths) - {"org"}) for image, paths in found.items()}
-        counts = {image: len(each) for image, each in repeats.items()}
+        self._repeats = {image: [what for what in whats if what != "org"] for image, whats in found.items()}
+        counts = {image: len(each) for image, each in self._repeats.items()}
         fewest, most = min(counts, key=counts.get), max(counts, key=counts.get)
         if samples is None and counts[fewest] != counts[most]:
             raise Problem(f"image {most} has {counts[most]} samples of {feature} but image {fewest} has "
@@ -49,22 +50,15 @@ class Features:
         if len(found) < 2:
             raise Problem("a single test image cannot be told from others", "reconstruct at least two")
         self.images = np.array(list(found))
-        self._originals = [paths["org"] for paths in found.values()]
-        self._samples = [[found[image][repeat] for repeat in each[:self.samples]] for image, each in repeats.items()]
 
     def original(self, position):
         """(dims,) features of the original at a position in `images`."""
-        return self._read(self._originals[position])
+        return self._features[int(self.images[position]), "org"]
 
     def reconstructions(self, position):
         """(samples, dims)."""
-        return np.stack([self._read(path) for path in self._samples[position]])
-
-    def _read(self, path):
-        array = store.read_npy(path)
-        if array.dtype.kind not in "fiu" or not array.size:
-            raise Problem(f"{path} holds {array.dtype} {array.shape}, not features", "delete it and run its stage")
-        return array.reshape(-1)
+        image = int(self.images[position])
+        return np.stack([self._features[image, repeat] for repeat in self._repeats[image][:self.samples]])
 
 
 def _centred(vectors, what):

@@ -7,7 +7,9 @@ SUBJECTS = tuple(f"subj{number:02}" for number in range(1, 9))
 ROIS = ("early", "midventral", "midlateral", "midparietal", "ventral", "lateral", "parietal")
 DATASETS = ("nsd", "occluded")
 METHODS = ("cvpr", "text", "gan", "depth")
-EVALUATION_FEATURES = ("inception", "alexnet5", "alexnet12", "alexnet18", "clip", "clip_h6", "clip_h12")
+HIDDEN_FEATURES = ("clip_h6", "clip_h12")  # seven times the size of all others together: only when asked
+USUAL_FEATURES = ("inception", "alexnet5", "alexnet12", "alexnet18", "clip")
+EVALUATION_FEATURES = USUAL_FEATURES + HIDDEN_FEATURES
 VGG19_LAYERS = tuple(
     f"conv{block}_{index}" for block, count in enumerate((2, 2, 4, 4, 4), start=1) for index in range(1, count + 1)
 ) + ("fc6", "fc7", "fc8")
@@ -41,6 +43,7 @@ class Workspace:
 
     workdir: Path
     subject: str
+    decoded_dir: Path | None = None  # in place of decoded/ in the working folder
 
     @classmethod
     def of(cls, args):
@@ -66,6 +69,13 @@ class Workspace:
     def stims_ave_test(self):
         """(stimuli,) bool, aligned with stims_ave: True where the stimulus is shared, that is a test stimulus."""
         return self.mrifeat / f"{self.subject}_stims_ave_test.npy"
+
+    def train_index(self, average=False):
+        """(trials,) or with average (stimuli,) float64, aligned with stims or stims_ave: 1 where it trains, 0 where it tests.
+
+        The original pipeline's file, whose one name holds whichever of the two was asked for last.
+        """
+        return self.mrifeat / f"{self.subject}_stims{'_ave' if average else ''}_tridx.npy"
 
     def betas(self, roi_tag, split, average=False):
         """(trials, voxels) int16, or with average (stimuli, voxels) float32. split: "tr" or "te"."""
@@ -93,7 +103,7 @@ class Workspace:
 
     @property
     def decoded(self):
-        return self.workdir / "decoded" / self.subject
+        return (self.decoded_dir or self.workdir / "decoded") / self.subject
 
     def scores(self, roi_tags, target, dataset=None, control=None):
         """(test stimuli, dims) float32. dataset: None for ridge.py, else appended as ridge_occlusion.py does.
@@ -134,6 +144,11 @@ class Workspace:
         return (self._gan("gan_recon_img", "all_layers", dataset, control)
                 / f"recon_image_normalized-VGG19-fc8-{self.subject}-streams-{index:06}.tiff")
 
+    def gan_pixels(self, index, dataset="nsd", control=None):
+        """The same as numbers: key `recon_image`, (h, w, 3) float32 RGB before its levels are set, and `recon_image_norm`."""
+        return (self._gan("gan_recon_img", "all_layers", dataset, control)
+                / f"recon_image-VGG19-fc8-{self.subject}-streams-{index:06}.mat")
+
     def _gan(self, kind, layer, dataset, control):
         name = of_dataset(kind, dataset) + (f"_{control}" if control else "")
         return self.workdir / "decoded" / name / layer / self.subject / "streams"
@@ -148,15 +163,25 @@ class Workspace:
         return self.workdir / "identification" / run.replace("-occluded", "_occluded") / self.subject
 
     def per_image_scores(self, run, feature):
-        return self.workdir / f"per_image_scores_{self.subject}_{run.replace('-occluded', '_occluded')}_{feature}.csv"
+        """CSV, a row per image; and the JSON beside it."""
+        return (self.workdir / "scores"
+                / f"per_image_scores_{self.subject}_{run.replace('-occluded', '_occluded')}_{feature}.csv")
+
+    def found_per_image_score(self, run, feature):
+        """The scores that are there: in scores/, or else where they once were written, the working folder itself."""
+        path = self.per_image_scores(run, feature)
+        before = self.workdir / path.name
+        return before if before.exists() and not path.exists() else path
 
     def found_scores(self):
         """Sidecars of the decoded features that are there, in order of name."""
         return sorted(self.decoded.glob(f"{self.subject}_*_scores_*.json"))
 
     def found_per_image_scores(self):
-        """Sidecars of the identification results that are there, in order of name."""
-        return sorted(self.workdir.glob(f"per_image_scores_{self.subject}_*.json"))
+        """Sidecars of the identification results that are there, in order of name; those in scores/ before older ones."""
+        found = {path.name: path for folder in (self.workdir, self.workdir / "scores")
+                 for path in folder.glob(f"per_image_scores_{self.subject}_*.json")}
+        return [found[name] for name in sorted(found)]
 
     def found_runs(self):
         """Names of the runs (see `run_name`) that left a samples folder, in order of name."""
@@ -253,9 +278,40 @@ def sample_image(folder, index, repeat):
     return folder / f"{index:05}_{repeat:03}.png"
 
 
+def image_stem(image, what):
+    """The name of a picture without its ending: `00003_org` or `00003_002`. what: "org" or the repeat."""
+    return (original_image(Path(), image) if what == "org" else sample_image(Path(), image, what)).stem
+
+
+def image_features(folder, feature):
+    """One feature of all pictures of a run, in its identification folder."""
+    return folder / f"{feature}.h5"
+
+
+def image_features_parts(folder):
+    """Folder of what an unfinished img2feat_decoded.py has so far."""
+    return parts(folder / "features.h5")
+
+
+def image_features_part(folder, number):
+    return image_features_parts(folder) / f"{number:06}.h5"
+
+
 def image_feature(folder, image_stem, feature):
-    """Feature of an image in an identification folder; image_stem is `00003_org` or `00003_002`."""
+    """The original pipeline's file of one picture's feature; image_stem is `00003_org` or `00003_002`."""
     return folder / f"{image_stem}_{feature}.npy"
+
+
+def files_of_image_feature(folder, feature):
+    """All files of one feature in an identification folder, of either form."""
+    return [path for path in (image_features(folder, feature), *(
+        each for paths in found_image_features(folder, feature).values() for each in paths.values())) if path.exists()]
+
+
+def identification_files(folder):
+    """The artifacts in an identification folder, finished or not."""
+    unfinished = image_features_parts(folder)
+    return plain_files(folder) + (plain_files(unfinished) if unfinished.exists() else [])
 
 
 def found_images(folder):
@@ -264,7 +320,7 @@ def found_images(folder):
 
 
 def found_image_features(folder, feature):
-    """{image: {"org" | repeat: path}} of one feature in an identification folder."""
+    """{image: {"org" | repeat: path}} of one feature in an identification folder, in the original pipeline's form."""
     return _found(folder, f"_{feature}.npy")
 
 
@@ -304,7 +360,8 @@ def stimulus_image(folder, stimulus):
 
 
 def found_stimulus_images(folder):
-    return sorted(Path(folder).glob("[0-9]" * 6 + ".png"))
+    """Those that `stimulus_image` names, and the JPEGs that the published pipeline for occluded images writes."""
+    return sorted(path for ending in ("png", "jpg", "jpeg") for path in Path(folder).glob("[0-9]" * 6 + f".{ending}"))
 
 
 def fetched(path):

@@ -317,7 +317,9 @@ def _check_constant(folder, used, voxels):
 
 
 def _write_design(ws, design, record, overwrite):
-    for path, array in ((ws.stims, design.stims), (ws.stims_ave, design.stims_ave), (ws.stims_ave_test, design.test)):
+    train = (~design.test).astype(np.float64)
+    for path, array in ((ws.stims, design.stims), (ws.stims_ave, design.stims_ave), (ws.stims_ave_test, design.test),
+                        (ws.train_index(), train[design.rows]), (ws.train_index(average=True), train)):
         if not store.is_done(path, record, overwrite):
             store.finish(path, record)
             store.write_npy(path, array)

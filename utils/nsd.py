@@ -612,6 +612,10 @@ class Stimuli:
             raise Problem(f"{self.path} has no image of 73k id {stimulus}", f"it holds {self.count} images")
         return row
 
+    def __contains__(self, name):
+        """True if the file has a dataset of that name."""
+        return name in self._file
+
     def check(self):
         """Read an image at the start, the middle and the end. Raises Problem if one cannot be read."""
         ids = [0, self.count // 2, self.count - 1]

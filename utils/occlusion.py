@@ -24,6 +24,8 @@ GREY = 128
 BARS = 5
 PATCHES = 4  # per side: 4 × 4 patches
 READ_IMAGES = 64  # at NSD's 425 × 425 × 3 bytes: 35 MB
+LARGEST = 4096  # px: side that images are scaled to, at most
+DIGESTED = 16  # pictures that tell a folder without a record from another
 PART_IMAGES = 512  # a killed run loses at most this many
 _PLACE, _FILL = 0, 1  # streams of randomness, so that a fill never moves an occluder
 
@@ -131,12 +133,29 @@ def fingerprint(stimuli):
 
 
 def _occlude(stimuli, ids, options):
-    """Yield (id, occluded image, mask), reading READ_IMAGES at a time. options: kind, ratio, place, fill and seed."""
+    """Yield (id, occluded image, mask), reading READ_IMAGES at a time.
+
+    options: kind, ratio, place, fill, seed; image_size, if an image is scaled to that many px a side first.
+    """
     for start in range(0, len(ids), READ_IMAGES):
         some = ids[start:start + READ_IMAGES]
         for index, image in zip(some, stimuli.read(some)):
+            if options.get("image_size") is not None:
+                image = np.asarray(Image.fromarray(image).resize((options["image_size"],) * 2, Image.Resampling.LANCZOS))
             hidden = mask(options["kind"], options["ratio"], options["place"], options["seed"], index, image.shape[:2])
             yield index, apply(image, hidden, options["fill"], options["seed"], index), hidden
+
+
+def _shape(stimuli, options):
+    """(H, W, 3) of the occluded images."""
+    side = options.get("image_size")
+    return stimuli.shape[1:] if side is None else (side, side, 3)
+
+
+def settings_of(options, source):
+    """What images of an occluder say of themselves: the options that were given, and what they were made from."""
+    said = options | {"input": json.dumps(source, sort_keys=True)}
+    return {key: value for key, value in sorted(said.items()) if value is not None}
 
 
 def write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
@@ -159,7 +178,7 @@ def write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
 
 
 def _write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
-    parts = layout.parts(path)
+    parts, shape = layout.parts(path), _shape(stimuli, wanted["options"])
     if parts.exists() and overwrite:
         shutil.rmtree(parts)
     store.claim_folder(parts, wanted, overwrite)
@@ -169,18 +188,17 @@ def _write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
         if part_path.exists():
             progress(len(part))
             continue
-        with store.atomic(part_path) as temporary, store.new_h5(temporary, len(part) * math.prod(stimuli.shape[1:])) as file:
-            brick, masks = _datasets(file, len(part), stimuli.shape[1:])
+        with store.atomic(part_path) as temporary, store.new_h5(temporary, len(part) * math.prod(shape)) as file:
+            brick, masks = _datasets(file, len(part), shape)
             for row, (_, image, hidden) in enumerate(_occlude(stimuli, part, wanted["options"])):
                 brick[row], masks[row] = image, hidden
                 progress(1)
     with store.atomic(path) as temporary:
         with store.new_h5(temporary, sum(made.stat().st_size for made in layout.plain_files(parts))) as file:
-            _join(file, parts, part_ids, stimuli.shape[1:])
+            _join(file, parts, part_ids, shape)
             file.create_dataset("stim_ids", data=np.arange(ids.start, ids.stop, dtype=np.int64))
-            for key, value in sorted(wanted["options"].items()):
+            for key, value in settings_of(wanted["options"], wanted["input"]).items():
                 file.attrs[key] = value
-            file.attrs["input"] = json.dumps(wanted["input"], sort_keys=True)
         store.finish(path, wanted)
 
 
@@ -245,6 +263,76 @@ class OccludedStimuli(nsd.Stimuli):
     def masks(self, ids):
         """(len(ids), H, W) bool, True where hidden, in the order given."""
         return np.stack([self._masks[self._row(stimulus)] for stimulus in ids])
+
+
+class OccludedPictures:
+    """A folder of occluded images, `{73k id:06}.png` as `write_pngs` wrote them or `.jpg`; as OccludedStimuli, without masks.
+
+    settings: as of the same images in an HDF5 file; where no record in the folder says what occluded them, a digest of
+    the first pictures stands for it. Raises Problem for a folder without pictures and for one id in two files.
+    """
+
+    def __init__(self, folder):
+        self.path = Path(folder)
+        found = layout.found_stimulus_images(folder)
+        if not found:
+            raise Problem(f"{folder} holds no pictures like 000123.png or 000123.jpg",
+                          "run python generate_occluded_images.py --h5_path nsd_stimuli.hdf5 --outdir there")
+        self._paths = {}
+        for path in found:
+            if self._paths.setdefault(int(path.stem), path) != path:
+                raise Problem(f"{self._paths[int(path.stem)].name} and {path.name} of {folder} are one stimulus",
+                              "take one of them out")
+        self.ids = np.array(sorted(self._paths))
+        self.count = int(self.ids[-1]) + 1
+        record = layout.manifest(folder)
+        if record.exists():
+            made = store.read_json(record)
+            self.settings = settings_of(made.get("options", {}), made.get("input"))
+        else:
+            hashed = hashlib.blake2b(digest_size=16)
+            for stimulus in self.ids[:DIGESTED]:
+                hashed.update(self._paths[stimulus].read_bytes())
+            self.settings = {"pictures": self.path.name, "digest": hashed.hexdigest()}
+
+    def read(self, ids):
+        """(len(ids), H, W, 3) uint8 in the order given. Raises Problem for pictures of unlike size."""
+        from utils import images  # imports torch, which making occluders does without
+
+        loaded = []
+        for stimulus in map(int, ids):
+            if stimulus not in self._paths:
+                raise Problem(f"{self.path} has no image of 73k id {stimulus}", f"it holds {len(self.ids)} images")
+            loaded.append(images.load(self._paths[stimulus]))
+            if loaded[-1].shape != loaded[0].shape:
+                raise Problem(f"{self._paths[stimulus]} is {loaded[-1].shape[:2]} px, others {loaded[0].shape[:2]}",
+                              "make all pictures of one size")
+        return np.stack(loaded)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def path_of(args):
+    """Where the arguments say the occluded images are: a folder of pictures or an HDF5 file."""
+    folder, file = getattr(args, "occluded_dir", None), getattr(args, "occluded_path", None)
+    if folder and file:
+        raise Problem("--occluded_dir with --occluded_path", "give one of them")
+    return Path(folder or file or layout.occluded_stimuli(args.workdir))
+
+
+def open_occluded(path):
+    """The OccludedPictures of a folder, or the OccludedStimuli of a file."""
+    return OccludedPictures(path) if Path(path).is_dir() else OccludedStimuli(path)
+
+
+def is_occluded(path):
+    """True if an HDF5 file of stimuli holds masks: its images are not whole."""
+    with nsd.Stimuli(path) as stimuli:
+        return "mask" in stimuli
 
 
 def _plain(value):

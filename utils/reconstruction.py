@@ -107,6 +107,7 @@ def add_arguments(parser, dataset):
     cli.add_seed(parser)
     cli.add_voxel_choice(parser)
     cli.add_run(parser, dataset)
+    cli.add_occluded_dir(parser)
     parser.add_argument("--roi_init_latent", type=cli.name, nargs="+", default=[ROI_OF["init_latent"]], metavar="ROI",
                         help="ROIs that the latent was decoded from (default: early)")
     parser.add_argument("--roi_c", type=cli.name, nargs="+", default=[ROI_OF["c"]], metavar="ROI",
@@ -190,7 +191,7 @@ def save_originals(args, ws, folder, chosen):
     """{i}_org.png, the whole image that the subject saw or that was occluded; for occluded runs {i}_occ.png too."""
     wanted = [(layout.original_image, lambda: nsd.Stimuli(nsd.stimuli_path(s3.Root.from_env(), args.workdir)))]
     if args.dataset == "occluded":
-        wanted.append((layout.occluded_image, lambda: occlusion.OccludedStimuli(layout.occluded_stimuli(args.workdir))))
+        wanted.append((layout.occluded_image, lambda: occlusion.open_occluded(occlusion.path_of(args))))
     stims = trials.test_stimuli(ws)
     for path, open_stimuli in wanted:
         missing = [image for image in chosen if not path(folder, image).exists()]

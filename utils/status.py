@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import cli, completion_stage, decoded, decoding, depth, icnn, layout, models, nsd, occlusion, reconstruction, s3, store, trials
+from utils import cli, completion_stage, decoded, decoding, depth, evaluation, icnn, image_features, layout, models, nsd, occlusion
+from utils import reconstruction, s3, store, trials
 from utils.errors import Problem
 
 STATES = DONE, PARTIAL, STALE, MISSING = "done", "partial", "stale", "missing"
@@ -102,7 +103,7 @@ def _mri(args):
     ws, choice = layout.Workspace.of(args), layout.VoxelChoice.of(args)
     rois = args.roi or (layout.ROIS if choice.atlas == "streams" else [])
     betas = [ws.betas(choice.tag(roi), split, average) for roi in rois for split in trials.SPLITS for average in (False, True)]
-    design = [ws.stims, ws.stims_ave, ws.stims_ave_test]
+    design = [ws.stims, ws.stims_ave, ws.stims_ave_test, ws.train_index(), ws.train_index(average=True)]
     options = {"atlas": choice.atlas, "zscore": choice.zscore, "ncsnr_min": choice.ncsnr_min}
     sessions = len(list(ws.betas_parts(choice).glob("session*.json")))
     return Step([*design, *betas], [(layout.sidecar(path), {}) for path in design]
@@ -122,7 +123,8 @@ def _stimuli(args):
 
 def _occluded(args):
     path = args.output_path or layout.occluded_stimuli(args.workdir)
-    options = {"kind": args.occluder, "ratio": args.occlusion_ratio, "place": args.place, "fill": args.fill, "seed": args.seed}
+    options = {"kind": args.occluder, "ratio": args.occlusion_ratio, "place": args.place, "fill": args.fill, "seed": args.seed,
+               "image_size": args.image_size}
     parts = len(list(layout.parts(path).glob("*.h5")))
     return Step([path], [(layout.sidecar(path), {"options": options})], [layout.stimuli(args.workdir)], [path],
                 note=f"{parts} parts" if parts else "")
@@ -130,15 +132,15 @@ def _occluded(args):
 
 def _shards(args, names, role, own):
     """Shards of features; `own` {name: attributes}. What makes them stands in the shards themselves."""
-    folders = [layout.features(args.workdir, name) for name in names]
-    occluded = args.occluded_path or layout.occluded_stimuli(args.workdir)
+    folders = [getattr(args, "outdir", None) or layout.features(args.workdir, name) for name in names]
+    occluded = occlusion.path_of(args)
     ids = store.read_npy(layout.Workspace.of(args).stims_ave) if args.subject else None
     if args.imgidx:
         chosen = cli.image_range(args.imgidx, nsd.STIMULI, "stimulus")
         ids = np.arange(chosen.start, chosen.stop) if ids is None else ids[(ids >= chosen.start) & (ids < chosen.stop)]
     images = {"stimuli": args.dataset}
     if args.dataset == "occluded" and Path(occluded).exists():
-        with occlusion.OccludedStimuli(occluded) as stimuli:
+        with occlusion.open_occluded(occluded) as stimuli:
             images["occlusion"] = str(stimuli.settings)
             ids = None if ids is None else np.intersect1d(ids, stimuli.ids)
     missing, count = 0, 0
@@ -152,7 +154,7 @@ def _shards(args, names, role, own):
         count += len(ids) if ids is not None else 1
         missing += len(shards.missing(ids)) if ids is not None else not found
     state = DONE if not missing else PARTIAL if missing < count else MISSING
-    return Step([], reads=[layout.stimuli(args.workdir), Path(occluded)], writes=folders, state=state,
+    return Step([], reads=[args.stimuli_path or layout.stimuli(args.workdir), Path(occluded)], writes=folders, state=state,
                 note=f"{count - missing:,} of {count:,} features" if state == PARTIAL else "")
 
 
@@ -278,12 +280,17 @@ def _images(args):
 def _features(args):
     ws, run = layout.Workspace.of(args), cli.run_name(args)
     samples, folder = ws.samples(run), ws.identification(run)
-    pictures = [path for paths in layout.found_images(samples).values() for what, path in paths.items() if what != "occ"]
+    pictures = evaluation.pictures_of(samples)
     wanted = {"options": {"run": run}}
     if layout.manifest(samples).exists():
         wanted["pictures"] = store.read_json(layout.manifest(samples))
-    files = [layout.image_feature(folder, path.stem, name) for path in pictures for name in args.usefeat]
-    return Step(files, [(layout.manifest(folder), wanted)], [layout.manifest(samples)], [layout.manifest(folder)])
+    files, parts = [], len(image_features.Parts(folder).found())
+    for name in args.usefeat:
+        there = image_features.ImageFeatures(folder, name).pictures
+        files += [folder if picture in there else layout.image_feature(folder, layout.image_stem(*picture), name)
+                  for picture in pictures]
+    return Step(files, [(layout.manifest(folder), wanted)], [layout.manifest(samples)], [layout.manifest(folder)],
+                note=f"{parts} batches of pictures not joined yet" if parts else "")
 
 
 def _identification(args):
@@ -291,11 +298,11 @@ def _identification(args):
     folder = ws.identification(run)
     paths, records = [], []
     for feature in args.usefeat:
-        found = layout.found_image_features(folder, feature)
+        found = image_features.by_image(image_features.ImageFeatures(folder, feature).pictures)
         wanted = {"options": {"subject": args.subject, "run": run, "feature": feature, "seed": args.seed}}
         if layout.manifest(folder).exists():
             wanted |= {"source": store.read_json(layout.manifest(folder)), "images": len(found)}
-        paths.append(ws.per_image_scores(run, feature))
+        paths.append(ws.found_per_image_score(run, feature))
         records.append((layout.sidecar(paths[-1]), wanted))
     return Step(paths, records, [layout.manifest(folder)], paths)
 
