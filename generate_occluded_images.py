@@ -1,23 +1,26 @@
 """Cover part of every stimulus with an occluder.
 
-Reads   nsd_stimuli.hdf5 (imgBrick)
+Reads   nsd_stimuli.hdf5 (imgBrick); with --subject, what make_subjmri.py wrote
 Writes  nsd_stimuli_occluded.hdf5: imgBrick and mask (True where hidden), stim_ids, and the occluder as attributes;
         or, with --h5_path and --outdir, one PNG an image: {73k id:06}.png
 
 --occlusion_ratio R has one meaning for every occluder: R² of the image's AREA is hidden. For a rectangle that is R of
 each SIDE (0.3: 9% of the area); 0.71 hides half the image. While it is written, the file needs its space twice.
+With --subject it holds what these subjects saw; a later --subject adds to it.
 """
 from pathlib import Path
 
-from utils import cli, layout, nsd, occlusion, store
+from utils import cli, layout, nsd, occlusion, s3, store, trials
 
 
 def main(argv=None):
     parser = cli.parser(__doc__, "python generate_occluded_images.py --input_path nsd_stimuli.hdf5 "
-                        "--output_path nsd_stimuli_occluded.hdf5")
-    parser.add_argument("--input_path", type=Path, help="default: nsd_stimuli.hdf5 in --workdir")
+                        "--output_path nsd_stimuli_occluded.hdf5 --subject subj01")
+    parser.add_argument("--input_path", type=Path, help="default: NSD's, in a local NSD_ROOT or as img2feat_sd.py fetched it")
     parser.add_argument("--output_path", type=Path, help="default: nsd_stimuli_occluded.hdf5 in --workdir")
     cli.add_imgidx(parser, "stimuli")
+    parser.add_argument("--subject", nargs="+", choices=layout.SUBJECTS, metavar="subjNN",
+                        help="only the stimuli that these subjects saw (needs make_subjmri.py)")
     parser.add_argument("--h5_path", type=Path, help="older form, with --outdir: write PNGs of the images of this HDF5")
     parser.add_argument("--outdir", type=Path, help="older form: folder of the PNGs")
     parser.add_argument("--start", type=int, metavar="A", help="older form: first image (default: 0)")
@@ -36,8 +39,8 @@ def main(argv=None):
     older = args.h5_path is not None or args.outdir is not None
     if older and (args.h5_path is None or args.outdir is None):
         parser.error("--h5_path and --outdir go together")
-    if older and (args.input_path or args.output_path or args.imgidx):
-        parser.error("--h5_path/--outdir/--start/--end and --input_path/--output_path/--imgidx are two forms: use one")
+    if older and (args.input_path or args.output_path or args.imgidx or args.subject):
+        parser.error("--h5_path/--outdir/--start/--end and --input_path/--output_path/--imgidx/--subject are two forms: use one")
     if not older and (args.start is not None or args.end is not None):
         parser.error("--start and --end go with --h5_path and --outdir; use --imgidx A B")
     if args.start is not None and args.start < 0:
@@ -49,7 +52,8 @@ def main(argv=None):
 
     options = {"kind": args.occluder, "ratio": args.occlusion_ratio, "place": args.place, "fill": args.fill,
                "seed": args.seed, "image_size": args.image_size}
-    with nsd.Stimuli(args.h5_path or args.input_path or layout.stimuli(args.workdir)) as stimuli:
+    source = args.h5_path or args.input_path or nsd.stimuli_path(s3.Root.from_env(), args.workdir)
+    with nsd.Stimuli(source) as stimuli:
         wanted = store.record("generate_occluded_images.py", options, input=occlusion.fingerprint(stimuli))
         if older:
             asked = None if (args.start, args.end) == (None, None) else [
@@ -60,10 +64,14 @@ def main(argv=None):
             print(f"{args.outdir}: {made} images written, {len(ids) - made} were there")
         else:
             path = args.output_path or layout.occluded_stimuli(args.workdir)
-            ids = cli.image_range(args.imgidx, stimuli.count)
-            wanted["images"] = [ids.start, ids.stop]
+            chosen = cli.image_range(args.imgidx, stimuli.count)
+            wanted["images"] = [chosen.start, chosen.stop]
+            subjects, grows = occlusion.subjects_to_hold(path, args.subject, wanted)
+            seen = [layout.Workspace(args.workdir, subject) for subject in subjects or ()]
+            ids = trials.seen(seen, chosen) if seen else chosen
+            wanted |= store.record(wanted["made_by"], options, [ws.stims_ave for ws in seen]) | {"subjects": subjects}
             with cli.progress(total=len(ids), desc="occluding", unit="image") as bar:
-                made = occlusion.write_hdf5(stimuli, ids, path, wanted, args.overwrite, bar.update)
+                made = occlusion.write_hdf5(stimuli, ids, path, wanted, args.overwrite or grows, bar.update)
             print(f"{path}: {len(ids)} images" + ("" if made else " (were there)"))
 
 

@@ -4,7 +4,7 @@ Reads   decoded/image-{method}/{subject}/samples/*.png
 Writes  identification/{method}/{subject}/{feature}.h5: originals and samples by image, one file per feature;
         with --npy also the original's {i}_org_{feature}.npy and {i}_{sample}_{feature}.npy
 """
-from utils import cli, evaluation, layout
+from utils import cli, evaluation
 
 
 def main(argv=None, dataset="nsd"):

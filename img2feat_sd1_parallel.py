@@ -5,7 +5,7 @@ No sampling loop runs: the latent is the VAE posterior's mean at 320 px, c the m
 Reads   nsd_stimuli.hdf5 (or nsd_stimuli_occluded.hdf5), NSD's COCO captions
 Writes  nsdfeat/init_latent/ and nsdfeat/c/ (with --dataset occluded: …_occluded), one HDF5 file per 256 stimuli
 """
-from utils import cli, diffusion, features, layout, models, nsd, s3
+from utils import cli, diffusion, features, layout, models, nsd
 
 
 def main(argv=None, dataset="nsd"):
@@ -16,7 +16,7 @@ def main(argv=None, dataset="nsd"):
     args = cli.parse(parser, argv)
 
     stimuli, attributes = features.open_stimuli(args)
-    captions = nsd.captions(s3.Root.from_env(), args.workdir) if args.captions == "coco" else features.blip_captions(args)
+    captions, origin = features.captions(args)
     nsd.captions_of(captions, features.wanted(args, stimuli))  # a missing one is found out now, not after hours
     device = cli.device(args.gpu)
     dtype = models.precision(args.precision, device)
@@ -28,7 +28,7 @@ def main(argv=None, dataset="nsd"):
         prepare=lambda ids: model.prepare(stimuli.read(ids)),
     )
     features.extract(
-        args, stimuli, {"captions": args.captions}, "sd", layout.of_dataset("c", args.dataset), dtype,
+        args, stimuli, origin, "sd", layout.of_dataset("c", args.dataset), dtype,
         lambda texts, _: features.as_numpy(model.caption_features(texts)), batch,
         prepare=lambda ids: [captions[stimulus] for stimulus in ids],
     )

@@ -43,6 +43,8 @@ REFERENCE = (7300, 160)         # seed and number of scenes, seen by no subject,
 NOISE_PARTS = {"independent": 0.80, "correlated": 0.15, "drift": 0.05}     # shares of a voxel's noise variance
 FIELDS = 8              # smooth spatial patterns in the correlated part
 SESSION_GAIN = 0.05     # sd of the log gain of a session
+CLIPPED_SESSION = 2     # in which some voxels lay outside what the scanner imaged
+CLIPPED = 40            # one in so many of a ROI's voxels without signal, and the brain's uppermost layer outside the ROIs
 
 # Share of a voxel's signal variance, on average over the voxels of a ROI.
 COMPONENTS = ("energy", "luminance", "red_green", "blue_yellow",
@@ -475,6 +477,18 @@ def _object_components(tuning, knows, shown, visible):
 
 # ---------------------------------------------------------------------------------------------------------------
 # Noise
+
+
+def clipped(brain):
+    """(V,) bool: the voxels that are zero throughout CLIPPED_SESSION, as NSD's are at the edge of the imaged volume.
+
+    Those of the ROIs carry no signal, so that what can be decoded stays the same.
+    """
+    anatomy = brain.anatomy
+    top = np.unravel_index(anatomy.flat, anatomy.shape)[2]
+    out = (top == top.max()) & (anatomy.label <= 0)
+    out[np.flatnonzero(anatomy.label > 0)[brain.signal_sd == 0][::CLIPPED]] = True
+    return out
 
 
 def measure(brain, responses, trials, session, noise=1.0):

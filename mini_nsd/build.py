@@ -47,6 +47,8 @@ DIFFICULTY = {"easy": 0.5, "default": 1.0, "hard": 2.0}         # factors on the
 DEPTH_SIDE = 96                 # px of the true depth maps
 WORKERS = 2
 CAPTIONS = 5                    # an image, as COCO
+MORE_CAPTIONS = {7: 6, 57: 7}   # of a hundred images these two have more, as some of COCO's do
+STRAY = (" {}", "{} ", "{}\n")  # blanks around every seventh image's captions, such as COCO's have
 RESPONSES = ("SUBJECT SESSION RUN TRIAL 73KID 10KID TIME ISOLD ISCORRECT RT CHANGEMIND MEMORYRECENT MEMORYFIRST "
              "ISOLDCURRENT ISCORRECTCURRENT TOTAL1 TOTAL2 BUTTON MISSINGDATA").split()
 BETAS = "nsddata_betas/ppdata/{}/func1pt8mm/betas_fithrf_GLMdenoise_RR"
@@ -183,7 +185,8 @@ def write_responses(root, plan, subject):
             time = 7 * (session - 1) + 0.5 + (run - 1) * 6.5 / 1440 + in_run * 4 / 86400
             answer = [int(says_old == old), f"{800 * np.exp(0.25 * rng.standard_normal()):.6f}",
                       int(rng.random() < 0.02)] if pressed else ["NaN"] * 3
-            memory = [trial - seen[-1] - 1, trial - seen[0] - 1] if old else ["NaN"] * 2
+            # NSD leaves MEMORYFIRST blank at the second presentation, where it would repeat MEMORYRECENT.
+            memory = [trial - seen[-1] - 1, trial - seen[0] - 1 if len(seen) > 1 else ""] if old else ["NaN"] * 2
             current = int(says_old == recent) if pressed else "NaN"
             buttons = [int(pressed and not says_old), int(pressed and says_old), 1 + says_old if pressed else "NaN"]
             rows.append([layout.SUBJECTS.index(subject) + 1, session, run, in_run, plan.images[subject][image] + 1,
@@ -232,15 +235,23 @@ def write_stimuli(root, plan, pool, advance):
     return np.stack(pictures), visible, noted
 
 
+def captions(index):
+    """A stimulus's captions: five, or up to seven; some with stray blanks."""
+    scene = scenes.sample(SEED, index)
+    said = scenes.captions(scene, CAPTIONS)
+    said += scenes.captions(scene, MORE_CAPTIONS.get(index % 100, CAPTIONS))[CAPTIONS:]
+    return [STRAY[n % len(STRAY)].format(caption) for n, caption in enumerate(said)] if index % 7 == 3 else said
+
+
 def write_captions(root, plan):
-    """captions_{train,val}2017.json in COCO's structure, five captions an image."""
+    """captions_{train,val}2017.json in COCO's structure, five to seven captions an image."""
     ids, splits = coco_ids(plan)
     for split in ("train2017", "val2017"):
         here = np.flatnonzero(splits == split)
         images = [{"license": 1, "file_name": f"{ids[k]:012}.jpg", "coco_url": "", "height": SIDE, "width": SIDE,
                    "date_captured": "", "flickr_url": "", "id": int(ids[k])} for k in here]
-        annotations = [{"image_id": int(ids[k]), "id": int(CAPTIONS * k + n + 1), "caption": caption} for k in here
-                       for n, caption in enumerate(scenes.captions(scenes.sample(SEED, int(k)), CAPTIONS))]
+        annotations = [{"image_id": int(ids[k]), "id": int(max(MORE_CAPTIONS.values()) * k + n + 1), "caption": caption}
+                       for k in here for n, caption in enumerate(captions(int(k)))]
         content = {"info": {"description": "SIMULATED captions by mini_nsd, in COCO's structure", "url": "",
                             "version": __version__, "year": 2017, "contributor": "mini_nsd", "date_created": ""},
                    "licenses": [{"url": "", "id": 1, "name": "simulated, no rights reserved"}],
@@ -261,16 +272,25 @@ def write_scenes(root, plan, visible):
 
 
 def save_volume(path, volume):
-    """A NIfTI with NSD's orientation: 1.8 mm voxels, axes right, front, up, the origin in the middle of the volume."""
+    """A NIfTI with NSD's orientation: 1.8 mm voxels, axes right, front, up, the origin in the middle of the volume.
+
+    As in NSD's files the affine stands in the sform, with code 1, and pixdim[0] is 0.
+    """
     affine = np.diag([VOXEL, VOXEL, VOXEL, 1.0])
     affine[:3, 3] = -VOXEL * (np.array(volume.shape[:3]) - 1) / 2
     image = nibabel.Nifti1Image(volume, affine)
+    image.header.set_sform(affine, code=1)
+    image.header["pixdim"][0] = 0
     image.header["descrip"] = b"SIMULATED by mini_nsd"
     nibabel.save(image, _made(path))
 
 
 def write_atlas(root, one):
-    """The label volumes with their tables, and the brain mask. In NSD's volumes -1 is what is not cortex."""
+    """The label volumes with their tables, and the brain mask. In NSD's volumes -1 is what is not cortex.
+
+    As in NSD, label volumes are float64, come also by hemisphere, have a table in the subject's and in fsaverage's
+    folder, and its lines end in tabs.
+    """
     anatomy = one.anatomy
     folder = root / f"nsddata/ppdata/{one.subject}/func1pt8mm"
     save_volume(folder / "brainmask.nii.gz", anatomy.volume(1, np.int16))
@@ -283,34 +303,48 @@ def write_atlas(root, one):
     for name, labels, table in (("streams", anatomy.label, layout.ROIS),
                                 ("prf-visualrois", visual, brain.VISUAL_ROIS),
                                 ("nsdgeneral", general, ("nsdgeneral",))):
-        save_volume(folder / f"roi/{name}.nii.gz", anatomy.volume(labels, np.int16, outside=-1))
-        lines = [f"{label} {entry}\n" for label, entry in enumerate(("Unknown", *table))]
-        store.write_text(root / f"nsddata/freesurfer/{one.subject}/label/{name}.mgz.ctab", "".join(lines))
+        left = anatomy.place[:, 0] < 0
+        for prefix, here in (("", np.ones_like(left)), ("lh.", left), ("rh.", ~left)):
+            save_volume(folder / f"roi/{prefix}{name}.nii.gz",
+                        anatomy.volume(np.where(here, labels, -1), np.float64, outside=-1))
+        lines = [f"{label} {entry}\t\n" for label, entry in enumerate(("Unknown", *table))]
+        for owner in (one.subject, "fsaverage"):
+            store.write_text(root / f"nsddata/freesurfer/{owner}/label/{name}.mgz.ctab", "".join(lines))
 
 
-def write_session(root, one, noise, session, trials, responses):
-    """One betas_sessionNN.nii.gz, in a worker. Returns what it holds in the brain, (trials, V) int16."""
+def write_session(root, one, noise, session, trials, responses, hdf5):
+    """One betas_sessionNN.nii.gz, in a worker; with hdf5 also NSD's HDF5 of the same. Returns the brain's (trials, V) int16.
+
+    The HDF5 is as NSD's own export code makes it: /betas (trials, z, y, x) int16, uncompressed, a chunk a voxel.
+    """
     measured = brain.measure(one, responses, trials, session, noise)
     betas = np.clip(np.rint(300 * measured), -32768, 32767).astype(np.int16)
+    if session == brain.CLIPPED_SESSION:
+        betas[:, brain.clipped(one)] = 0
     volume = np.zeros((int(np.prod(one.anatomy.shape)), len(betas)), np.int16)
     volume[one.anatomy.flat] = betas.T
-    save_volume(root / BETAS.format(one.subject) / f"betas_session{session:02}.nii.gz",
-                volume.reshape(*one.anatomy.shape, len(betas)))
+    volume = volume.reshape(*one.anatomy.shape, len(betas))
+    path = root / BETAS.format(one.subject) / f"betas_session{session:02}.nii.gz"
+    save_volume(path, volume)
+    if hdf5:
+        with h5py.File(path.with_name(path.name.replace(".nii.gz", ".hdf5")), "w") as file:
+            file.create_dataset("betas", data=volume.T, chunks=(len(betas), 1, 1, 1))
     return betas
 
 
-def write_subject(root, plan, one, noise, pictures, visible, pool, advance):
-    """A subject's betas and their ncsnr. Returns the ncsnr of the brain voxels, (V,)."""
+def write_subject(root, plan, one, noise, pictures, visible, pool, advance, hdf5):
+    """A subject's betas and their ncsnr. Returns the ncsnr of the brain voxels, (V,), NaN where a session is missing."""
     ids = plan.stimuli(one.subject)
     seen, rows = np.unique(ids, return_inverse=True)
     shown = [scenes.sample(SEED, int(stimulus)) for stimulus in seen]
     responses = brain.respond(one, pictures[seen], shown, [visible[stimulus] for stimulus in seen])
     tasks = []
     for session, trials in enumerate(plan.sessions(one.subject), start=1):
-        tasks.append(pool.submit(write_session, root, one, noise, session, trials, responses[rows[trials]]))
+        tasks.append(pool.submit(write_session, root, one, noise, session, trials, responses[rows[trials]], hdf5))
         tasks[-1].add_done_callback(lambda _: advance())
     ratio = ncsnr([task.result() for task in tasks], ids)
-    save_volume(root / BETAS.format(one.subject) / "ncsnr.nii.gz", one.anatomy.volume(ratio, np.float32))
+    ratio[brain.clipped(one)] = np.nan
+    save_volume(root / BETAS.format(one.subject) / "ncsnr.nii.gz", one.anatomy.volume(ratio, np.float32, outside=np.nan))
     return ratio
 
 
@@ -365,19 +399,19 @@ def write_truth(root, plan, brains, options, ratios):
 
 
 def build(folder, subjects=tuple(SESSIONS), noise=1.0, scale=1.0, workers=WORKERS, completes=None,
-          gaze=occluded_viewing.GAZE):
+          gaze=occluded_viewing.GAZE, hdf5=False):
     """Write the world to `folder`. Returns False if it was there already, made with the same options.
 
     noise: factor on the noise of every voxel. scale: share of the trials, images and voxels (tests use a tiny world).
     completes: {ROI: how far the brain completes what an occluder hides}, default `occluded_viewing.COMPLETION`. gaze: sd of
-    fixation in the sessions of occluded viewing, degrees.
+    fixation in the sessions of occluded viewing, degrees. hdf5: also write the betas as HDF5, as NSD has them.
     Raises Problem if the folder holds something else. A build that is killed leaves no world: all is written to a
     hidden folder beside it, which the next build clears.
     """
     folder = Path(folder).resolve()
     completes = completes or occluded_viewing.COMPLETION
     options = {"subjects": sorted(subjects), "noise": noise, "scale": scale, "version": __version__,
-               "completion": completes, "gaze": gaze}
+               "completion": completes, "gaze": gaze, "hdf5": hdf5}
     if (folder / MARKER).exists():
         found = store.read_json(folder / MARKER)["options"]
         if found != options:
@@ -403,7 +437,8 @@ def build(folder, subjects=tuple(SESSIONS), noise=1.0, scale=1.0, workers=WORKER
                 write_responses(root, plan, subject)
                 later.append(pool.submit(occluded_viewing.write_session, root, brains[subject], *behind, noise, completes,
                                          gaze, save_volume))
-                ratios[subject] = write_subject(root, plan, brains[subject], noise, pictures, visible, pool, bar.update)
+                ratios[subject] = write_subject(root, plan, brains[subject], noise, pictures, visible, pool, bar.update,
+                                                hdf5)
             for task in later:
                 task.result()
                 bar.update()
@@ -423,8 +458,8 @@ def build(folder, subjects=tuple(SESSIONS), noise=1.0, scale=1.0, workers=WORKER
 def _summary(one, ratio):
     """Mean noise ceiling in percent (three trials) by ROI, and over all ROI voxels."""
     ceiling = noise_ceiling(ratio)
-    by_roi = {roi: round(float(ceiling[one.anatomy.label == k].mean()), 1) for k, roi in enumerate(layout.ROIS, 1)}
-    return by_roi | {"all": round(float(ceiling[one.anatomy.label > 0].mean()), 1)}
+    by_roi = {roi: round(float(np.nanmean(ceiling[one.anatomy.label == k])), 1) for k, roi in enumerate(layout.ROIS, 1)}
+    return by_roi | {"all": round(float(np.nanmean(ceiling[one.anatomy.label > 0])), 1)}
 
 
 def _named(options, keys):
@@ -492,6 +527,7 @@ def main(argv=None):
                         help="how far every ROI completes what an occluder hides, 0 … 1 (default: by ROI, 0.25 … 0.75)")
     parser.add_argument("--gaze", type=_degrees, default=occluded_viewing.GAZE, metavar="DEG",
                         help=f"sd of fixation in the sessions of occluded viewing (default: {occluded_viewing.GAZE})")
+    parser.add_argument("--hdf5", action="store_true", help="also write the betas as HDF5, as NSD has them beside the NIfTI")
     parser.add_argument("--subjects", nargs="+", choices=SESSIONS, default=list(SESSIONS), metavar="subjNN",
                         help=f"which of {' '.join(SESSIONS)} (default: all)")
     parser.add_argument("--scale", type=partial(_positive, most=1.0), default=1.0, metavar="S",
@@ -505,7 +541,8 @@ def main(argv=None):
 
     noise = DIFFICULTY[args.difficulty] if args.noise is None else args.noise
     completes = None if args.completion is None else dict.fromkeys(layout.ROIS, args.completion)
-    made = build(args.folder, tuple(dict.fromkeys(args.subjects)), noise, args.scale, args.workers, completes, args.gaze)
+    made = build(args.folder, tuple(dict.fromkeys(args.subjects)), noise, args.scale, args.workers, completes, args.gaze,
+                 args.hdf5)
     found = store.read_json(args.folder / MARKER)
     cli.say(f"{args.folder} {'now holds' if made else 'already holds'} this simulated world: "
             f"{found['stimuli']} stimuli, noise {noise:g}")

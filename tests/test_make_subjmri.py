@@ -1,4 +1,5 @@
 """mrifeat's artifacts against a direct reading of the NIfTI, TSV and MAT files; faults, restarts and bad input."""
+import argparse
 import gzip
 import hashlib
 import os
@@ -15,7 +16,7 @@ import scipy.io
 
 import make_subjmri
 from tests import tiny_nsd
-from utils import layout, mrifeat, nsd, s3, store, trials
+from utils import layout, mrifeat, nsd, s3, status, store, trials
 from utils.errors import Problem
 
 ROIS = dict(enumerate(layout.ROIS, start=1))
@@ -120,6 +121,33 @@ def test_an_absent_session_is_said_and_its_trials_are_in_no_array(world, tmp_pat
     assert np.array_equal(np.load(ws.stims), ids)
     assert np.array_equal(np.load(ws.betas("ventral", "tr")), betas["ventral"][~is_test])
     assert "no betas of session 2" in capsys.readouterr().err
+
+
+def test_a_roi_without_voxels_is_warned_of_skipped_and_recorded(world, tmp_path, capsys):
+    values = tiny_nsd.labels()
+    values[values == 2] = 0
+    tiny_nsd.put(world, tiny_nsd.ATLAS, tiny_nsd.nifti(values))
+    ws = make(tmp_path)
+    assert "has no voxels of midventral: skipped" in capsys.readouterr().err
+    assert not ws.betas("midventral", "tr").exists()
+    assert store.read_json(layout.sidecar(ws.betas("early", "te")))["left_out"]["rois"] == ["midventral"]
+    step = status._mri(argparse.Namespace(workdir=tmp_path, subject="subj01", roi=None, atlas="streams", zscore=None,
+                                          ncsnr_min=None))
+    assert status._judge(step, tmp_path)[0] == status.DONE
+    with pytest.raises(Problem, match="has no voxels of midventral"):
+        make(tmp_path, "--roi", "midventral")
+
+
+def test_voxels_without_a_noise_ceiling_are_left_out_and_said(world, tmp_path, capsys):
+    ratio = np.ones(tiny_nsd.SHAPE)
+    ratio[tuple(np.argwhere(tiny_nsd.labels() == 1)[0])] = np.nan
+    tiny_nsd.put(world, tiny_nsd.NCSNR, tiny_nsd.nifti(ratio))
+    count = int((tiny_nsd.labels() == 1).sum())
+    ws = make(tmp_path, "--ncsnr_min", "0")
+    assert f"1 of {count} voxels of early have no ncsnr (NaN) and are left out" in capsys.readouterr().err
+    assert np.load(ws.betas("early-ncsnr0", "tr")).shape[1] == count - 1
+    record = store.read_json(layout.sidecar(ws.betas("early-ncsnr0", "tr")))
+    assert record["left_out"] == {"rois": [], "voxels_without_ncsnr": {"early-ncsnr0": 1}}
 
 
 def test_zscore_uses_training_trials_of_the_session_only(world, tmp_path):
@@ -371,13 +399,13 @@ BAD = {
     "atlas moved by a voxel": (atlas(tiny_nsd.labels(), SHIFTED), "another space.*orientation"),
     "atlas of fractions": (atlas(tiny_nsd.labels() + np.float32(0.5)), "whole labels"),
     "atlas of NaN": (atlas(np.full(tiny_nsd.SHAPE, np.nan, np.float32)), "whole labels"),
-    "no table": (gone(tiny_nsd.CTAB), "streams.mgz.ctab does not exist"),
+    "no table": (gone(tiny_nsd.CTAB), "no table names the labels of streams"),
     "table without known ROI": (bad(tiny_nsd.CTAB, lambda _: b"\n".join(b"%d area%d" % (i, i) for i in range(8))),
                                 "does not name early midventral"),
     "table that lacks a label": (replace(tiny_nsd.CTAB, b"\n7 parietal", b""), "label 7, which its table"),
     "table that is none": (bad(tiny_nsd.CTAB, lambda _: b"hello world\n"), "not a label and a name"),
     "table that names a path": (replace(tiny_nsd.CTAB, b"1 early", b"1 ../early"), "cannot be part of a file name"),
-    "empty ROI": (atlas(np.where(tiny_nsd.labels() == 3, 0, tiny_nsd.labels())), "ROI midlateral.*has no voxels"),
+    "no ROI has voxels": (atlas(np.minimum(tiny_nsd.labels(), 0)), "has no voxels of early midventral"),
 }
 
 

@@ -1,8 +1,10 @@
 """The simulated dataset: NSD's formats read back directly, and a brain that responds as its description says."""
 import csv
 import filecmp
+import gzip
 import json
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -22,7 +24,7 @@ from botocore import UNSIGNED
 from botocore.config import Config
 
 from mini_nsd import brain, build, scenes, serve
-from utils import layout
+from utils import layout, mrifeat, nsd, s3
 from utils.errors import Problem
 
 SCALE = 0.06
@@ -32,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mini_nsd") / "world"
-    assert build.build(folder, scale=SCALE)
+    assert build.build(folder, scale=SCALE, hdf5=True)
     return folder
 
 
@@ -94,10 +96,13 @@ def test_responses_have_nsds_columns_and_agree_with_the_design(world):
         assert {int(row["SUBJECT"]) for row in rows} == {number}
         assert sorted({int(row["SESSION"]) for row in rows}) == list(range(1, sessions + 1))
         assert sorted({int(row["RUN"]) for row in rows}) == list(range(1, 13))
-        seen = set()
+        seen = Counter()
         for row in rows:
             assert int(row["ISOLD"]) == (row["73KID"] in seen) == (row["MEMORYRECENT"] != "NaN")
-            seen.add(row["73KID"])
+            first = row["MEMORYFIRST"]  # blank where it would repeat MEMORYRECENT
+            assert {0: first == "NaN", 1: first == ""}.get(seen[row["73KID"]], first.isdecimal())
+            seen[row["73KID"]] += 1
+        assert set(seen.values()) >= {1, 2, 3}
 
 
 def test_a_full_session_has_nsds_trials_and_runs(tmp_path):
@@ -147,7 +152,13 @@ def test_stim_info_ties_the_stimuli_to_trials_and_captions(world):
             by_image.setdefault(annotation["image_id"], []).append(annotation["caption"])
     for row in rows:
         scene = scenes.sample(73, int(row["nsdId"]))
-        assert by_image[int(row["cocoId"])] == scenes.captions(scene, 5)
+        said = by_image[int(row["cocoId"])]
+        assert [caption.strip() for caption in said[:5]] == scenes.captions(scene, 5)
+    assert {len(said) for said in by_image.values()} == {5, 6, 7}
+    stray = [caption for said in by_image.values() for caption in said if caption != caption.strip()]
+    assert {caption[0] == " " for caption in stray} == {True, False} and all(caption.strip() for caption in stray)
+    read = nsd.captions(s3.Folder(world))
+    assert not read.empty and all(read[stimulus][:5] == scenes.captions(scenes.sample(73, stimulus), 5) for stimulus in read)
 
 
 def test_stimuli_are_the_rendered_scenes(world):
@@ -174,7 +185,20 @@ def test_volumes_have_nsds_dtypes_orientation_and_labels(world):
         assert nibabel.aff2axcodes(streams.affine) == ("R", "A", "S")
         np.testing.assert_allclose(streams.header.get_zooms(), 1.8, rtol=1e-6)
         table = (world / f"nsddata/freesurfer/{subject}/label/streams.mgz.ctab").read_text().split("\n")
-        assert table[:-1] == ["0 Unknown", *(f"{k} {roi}" for k, roi in enumerate(layout.ROIS, 1))]
+        assert table[:-1] == ["0 Unknown\t", *(f"{k} {roi}\t" for k, roi in enumerate(layout.ROIS, 1))]
+        assert (world / "nsddata/freesurfer/fsaverage/label/streams.mgz.ctab").read_text().split("\n") == table
+        assert streams.get_data_dtype() == np.float64
+        assert streams.header["sform_code"] == 1 and streams.header["qform_code"] == 0
+        with gzip.open(world / f"nsddata/ppdata/{subject}/func1pt8mm/roi/streams.nii.gz") as file:
+            assert struct.unpack("<f", file.read(80)[76:]) == (0,)  # pixdim[0], which nibabel sets to 1 when it reads
+        halves = [np.asarray(volume(world, f"nsddata/ppdata/{subject}/func1pt8mm/roi/{side}.streams.nii.gz").dataobj)
+                  for side in ("lh", "rh")]
+        np.testing.assert_array_equal(np.maximum(*halves), labels)
+        assert not ((halves[0] > -1) & (halves[1] > -1)).any()
+        right = np.argwhere(halves[1] > 0)[:, 0]  # +x is to the right
+        assert np.argwhere(halves[0] > 0)[:, 0].max() < right.min()
+        for name in ("lh.streams", "rh.streams"):
+            assert list(nsd.atlas(s3.Folder(world), subject, name).values) == list(layout.ROIS)
         mask = np.asarray(volume(world, f"nsddata/ppdata/{subject}/func1pt8mm/brainmask.nii.gz").dataobj) > 0
         assert not (labels[~mask] > -1).any()
         visual = np.asarray(volume(world, f"nsddata/ppdata/{subject}/func1pt8mm/roi/prf-visualrois.nii.gz").dataobj)
@@ -182,7 +206,7 @@ def test_volumes_have_nsds_dtypes_orientation_and_labels(world):
         general = np.asarray(volume(world, f"nsddata/ppdata/{subject}/func1pt8mm/roi/nsdgeneral.nii.gz").dataobj)
         assert set(np.unique(general)) == {-1, 0, 1} and (labels[general == 1] > 0).all()
 
-        rows = trials(world, subject)
+        rows, clipped = trials(world, subject), None
         for session in range(1, sessions + 1):
             betas = volume(world, build.BETAS.format(subject) + f"/betas_session{session:02}.nii.gz")
             count = sum(int(row["SESSION"]) == session for row in rows)
@@ -190,9 +214,35 @@ def test_volumes_have_nsds_dtypes_orientation_and_labels(world):
             assert betas.get_data_dtype() == np.int16 and b"SIMULATED" in bytes(betas.header["descrip"])
             np.testing.assert_array_equal(betas.affine, streams.affine)
             values = np.asarray(betas.dataobj)
-            assert not values[~mask].any() and (values[mask].std(-1) > 100).all()
+            zero = (values == 0).all(-1) & mask
+            assert not values[~mask].any() and (values[mask & ~zero].std(-1) > 100).all()
+            assert zero.any() == (session == brain.CLIPPED_SESSION)
+            clipped = zero if session == brain.CLIPPED_SESSION else clipped
+            with h5py.File(world / build.BETAS.format(subject) / f"betas_session{session:02}.hdf5") as file:
+                stored = file["betas"]
+                assert stored.chunks == (count, 1, 1, 1) and stored.compression is None and stored.dtype == np.int16
+                np.testing.assert_array_equal(stored[()].T, values)
         ratio = volume(world, build.BETAS.format(subject) + "/ncsnr.nii.gz")
         assert ratio.get_data_dtype() == np.float32 and ratio.shape == labels.shape
+        np.testing.assert_array_equal(np.isnan(np.asarray(ratio.dataobj)), clipped | ~mask)
+        assert (labels[clipped] > 0).any() and (labels[clipped] <= 0).any()
+
+
+def test_the_stages_cope_with_voxels_that_are_zero_in_a_session(world, tmp_path, capsys):
+    ws = layout.Workspace(tmp_path, "subj01")
+    for choice in (layout.VoxelChoice(), layout.VoxelChoice(zscore="session"), layout.VoxelChoice(ncsnr_min=0)):
+        mrifeat.extract(ws, s3.Folder(world), choice)
+    said = capsys.readouterr().err
+    assert "voxels are constant within a session (session 2)" in said and "have no ncsnr (NaN) and are left out" in said
+    one, found = brain.make("subj01", SCALE), 0
+    for label, roi in enumerate(layout.ROIS, start=1):
+        raw, scaled, chosen = (np.load(ws.betas(roi + tag, "tr")) for tag in ("", "-zsession", "-ncsnr0"))
+        zero = (raw == 0).sum(0) > 10  # a session's trials; by chance a voxel is 0 once or twice
+        assert np.isfinite(scaled).all() and ((scaled[:, zero] == 0).sum(0) > 10).all()
+        assert zero.sum() == (brain.clipped(one) & (one.anatomy.label == label)).sum()
+        assert chosen.shape[1] == raw.shape[1] - zero.sum()
+        found += zero.sum()
+    assert found
 
 
 def test_betas_are_300_times_the_measured_response_at_the_voxels_place(world):
@@ -206,6 +256,7 @@ def test_betas_are_300_times_the_measured_response_at_the_voxels_place(world):
     responses = brain.respond(one, [picture.image for picture in rendered], shown,
                               [brain.visibility(picture) for picture in rendered])
     expected = brain.measure(one, responses, range(first, first + len(ids)), session=2)
+    expected[:, brain.clipped(one)] = 0
     betas = np.asarray(volume(world, build.BETAS.format("subj01") + "/betas_session02.nii.gz").dataobj)
     x, y, z = np.unravel_index(one.anatomy.flat, one.anatomy.shape)
     np.testing.assert_allclose(betas[x, y, z] / 300, expected.T, atol=0.01)
@@ -221,7 +272,7 @@ def test_the_written_tree_says_that_it_is_simulated(world):
 
 
 def test_the_same_options_give_the_same_bytes_with_any_number_of_workers(world, tmp_path):
-    assert build.build(tmp_path / "again", scale=SCALE, workers=1)
+    assert build.build(tmp_path / "again", scale=SCALE, workers=1, hdf5=True)
     files = sorted(path.relative_to(world) for path in world.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(tmp_path / "again")
                            for path in (tmp_path / "again").rglob("*") if path.is_file())
@@ -230,9 +281,9 @@ def test_the_same_options_give_the_same_bytes_with_any_number_of_workers(world, 
 
 
 def test_a_finished_world_is_kept_and_other_options_are_refused(world, tmp_path):
-    assert not build.build(world, scale=SCALE)
+    assert not build.build(world, scale=SCALE, hdf5=True)
     with pytest.raises(Problem, match=r"built with noise 1.0, not noise 2.0"):
-        build.build(world, noise=2.0, scale=SCALE)
+        build.build(world, noise=2.0, scale=SCALE, hdf5=True)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(Problem, match="is not a simulated world"):
         build.build(tmp_path)

@@ -1,4 +1,5 @@
 """NSD's formats: captions, stimuli, tables, and readers that face arbitrary bytes."""
+import argparse
 import io
 import json
 
@@ -10,7 +11,7 @@ import scipy.io
 import get_data
 import img2feat_sd
 from tests import tiny_nsd
-from utils import layout, mat5, nsd, s3
+from utils import features, layout, mat5, nsd, s3
 from utils.errors import Problem
 
 TRAIN = "nsddata_stimuli/stimuli/nsd/annotations/captions_train2017.json"
@@ -43,6 +44,22 @@ def test_an_image_without_captions_is_an_error_when_asked_for(world):
         nsd.captions_of(nsd.captions(s3.Folder(world)), [1, 3])
 
 
+def test_an_empty_caption_is_left_out_counted_and_said(world, capsys):
+    tiny_nsd.put(world, TRAIN, coco((70, "a red square"), (70, " \n"), (71, ""), (71, "  ")))
+    captions = nsd.captions(s3.Folder(world))
+    assert captions[1] == ["a red square"] and captions.empty == {1: 1, 2: 2}
+    assert "3 empty captions of 2 stimuli are left out (the first is 73k id 1)" in capsys.readouterr().err
+    with pytest.raises(Problem, match="all 2 captions of 73k id 2 are empty"):
+        nsd.captions_of(captions, [1, 2])
+
+
+def test_the_features_record_how_many_captions_were_empty(world, tmp_path):
+    args = argparse.Namespace(captions="coco", workdir=tmp_path)
+    assert features.captions(args)[1] == {"captions": "coco"}
+    tiny_nsd.put(world, TRAIN, coco((70, "a red square"), (70, " "), (71, "a disc")))
+    assert features.captions(args)[1] == {"captions": "coco", "empty_captions_left_out": 1}
+
+
 def test_captions_in_the_working_folder_stand_in_for_missing_ones(world, tmp_path):
     (world / VAL).unlink()
     with pytest.raises(Problem, match="captions_val2017.json does not exist.*annotations_trainval2017.zip"):
@@ -58,7 +75,7 @@ def test_captions_in_the_working_folder_stand_in_for_missing_ones(world, tmp_pat
     (tiny_nsd.INFO, b"nsdId,cocoId,cocoSplit\nx,70,val2017\n", "line 2.*'x'"),
     (TRAIN, b"{", "not a COCO caption file"),
     (TRAIN, b"[]", "not a COCO caption file"),
-    (TRAIN, coco((70, " ")), "empty caption"),
+    (TRAIN, coco((70, None)), "is no text"),
 ])
 def test_bad_caption_files_are_named(world, key, content, said):
     tiny_nsd.put(world, key, content)
@@ -83,6 +100,18 @@ def test_fsaverages_table_stands_in_for_the_subjects(world):
     (world / tiny_nsd.CTAB).unlink()
     tiny_nsd.put(world, "nsddata/freesurfer/fsaverage/label/streams.mgz.ctab", "\n".join(tiny_nsd.TABLE).encode())
     assert list(nsd.atlas(s3.Folder(world), "subj01").values) == list(layout.ROIS)
+
+
+@pytest.mark.parametrize("name, table", [
+    ("lh.streams", "nsddata/freesurfer/subj01/label/streams.mgz.ctab"),
+    ("rh.floc-faces", "nsddata/freesurfer/fsaverage/label/floc-faces.mgz.ctab"),
+    ("MTL", "nsddata/templates/MTL.ctab"), ("lh.thalamus", "nsddata/templates/thalamus.ctab")])
+def test_hemispheres_and_volumetric_atlases_have_the_tables_that_nsd_gives_them(world, name, table):
+    tiny_nsd.put(world, nsd.atlas_key("subj01", name), tiny_nsd.nifti(tiny_nsd.labels().astype(np.float64)))
+    tiny_nsd.put(world, table, "".join(f"{line}\t\n" for line in tiny_nsd.TABLE).encode())
+    found = nsd.atlas(s3.Folder(world), "subj01", name)
+    assert list(found.values) == list(layout.ROIS) and table in found.keys
+    assert np.array_equal(found.labels, tiny_nsd.labels().T)
 
 
 def test_labels_are_transposed_and_negative_ones_are_background(world):

@@ -1,4 +1,5 @@
 """Occluders hide what was asked, where the seed says, and the files of occluded stimuli keep it so."""
+import contextlib
 
 import h5py
 import numpy as np
@@ -7,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils import layout, nsd, occlusion
+import run_pipeline
+from tests import tiny_nsd
+from utils import layout, nsd, occlusion, s3, status, store
 from utils.errors import Problem
 
 HEIGHT, WIDTH = 40, 56
@@ -292,3 +295,64 @@ def test_a_foreign_or_broken_file_of_occluded_stimuli_is_refused(stimuli, tmp_pa
         file["imgBrick"], file["mask"], file["stim_ids"] = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((1, 4, 4)), [0, 1]
     with pytest.raises(Problem, match="no stim_ids or no mask"):
         occlusion.OccludedStimuli(short)
+
+
+# NSD_ROOT and subjects
+
+
+@pytest.fixture(params=["folder", "S3"])
+def nsd_root(request, tmp_path, monkeypatch):
+    """A working folder in which subj01 saw stimuli 1, 4 and 6, subj02 4 and 9, and 12 stimuli below NSD_ROOT."""
+    root, workdir = tmp_path / "nsd", tmp_path / "work"
+    tiny_nsd.build_stimuli(root, 12)
+    for subject, seen in (("subj01", [4, 1, 6]), ("subj02", [9, 4])):
+        store.write_npy(layout.Workspace(workdir, subject).stims_ave, np.array(seen))
+    with contextlib.ExitStack() as open_until_the_end:
+        monkeypatch.setenv("NSD_ROOT", str(root))
+        if request.param == "S3":
+            server = open_until_the_end.enter_context(tiny_nsd.FaultyS3(root))
+            monkeypatch.setenv("NSD_ROOT", f"s3://{tiny_nsd.BUCKET}")
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.url)
+            s3.Root.from_env().fetch(nsd.STIMULI_KEY, layout.stimuli(workdir), False)
+        yield workdir
+
+
+def status_of(*flags):
+    command = ["generate_occluded_images.py", *map(str, flags)]
+    return next(status.of([command], run_pipeline.arguments))[1:]
+
+
+def test_stimuli_are_found_where_the_other_stages_find_them_and_only_seen_ones_are_made(run, nsd_root):
+    flags = ["--workdir", nsd_root, "--subject", "subj01"]
+    assert status_of(*flags)[0] == status.MISSING
+    made = run(*flags)
+    assert made.returncode == 0 and "3 images" in made.stdout, made.stderr
+    with occlusion.OccludedStimuli(layout.occluded_stimuli(nsd_root)) as stimuli:
+        assert stimuli.ids.tolist() == [1, 4, 6]
+        first = stimuli.read([4])
+    assert status_of(*flags)[0] == status.DONE
+
+    both = ["--workdir", nsd_root, "--subject", "subj02"]  # one working folder serves several subjects
+    assert status_of(*both) == (status.STALE, "nsd_stimuli_occluded.hdf5 holds the stimuli of subj01, not yet of subj02")
+    assert run(*both).returncode == 0
+    with occlusion.OccludedStimuli(layout.occluded_stimuli(nsd_root)) as stimuli:
+        assert stimuli.ids.tolist() == [1, 4, 6, 9]
+        assert np.array_equal(stimuli.read([4]), first)
+    assert "(were there)" in run(*flags).stdout and "(were there)" in run(*both).stdout
+    assert "made with options" in refused(run(*both, "--occlusion_ratio", "0.4"))
+
+
+def test_a_file_of_all_stimuli_serves_every_subject(run, nsd_root):
+    assert run("--workdir", nsd_root).returncode == 0
+    assert "12 images (were there)" in run("--workdir", nsd_root, "--subject", "subj02").stdout
+
+
+def test_the_pipeline_makes_the_occluded_images_of_its_subject_only(capsys):
+    run_pipeline.main(["--subject", "subj02", "--datasets", "occluded", "--dry_run"])
+    assert "generate_occluded_images.py --subject subj02" in capsys.readouterr().out
+
+
+def test_status_of_the_whole_pipeline_takes_a_local_nsd(nsd_root, capsys):
+    run_pipeline.main(["--subject", "subj01", "--datasets", "occluded", "--status", "--workdir", str(nsd_root)])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "generate_occluded" in line)
+    assert line.startswith("missing")

@@ -106,7 +106,7 @@ class Found:
 def _load_voxels(ws, root, rois, events):
     choice = layout.VoxelChoice()
     voxels = {roi: trials.load_voxels(ws, [roi], choice) for roi in rois}
-    positions, grid, _ = mrifeat.choose_voxels(root, ws.subject, choice, rois)
+    positions, grid, *_ = mrifeat.choose_voxels(root, ws.subject, choice, rois)
     occluded = occluded_viewing.betas(root, ws.subject, positions, grid, len(events.stimuli))
     test = {roi: store.read_npy(ws.betas(roi, "te")) for roi in rois}
     for roi in rois:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import __version__, cli, images, layout, models, nsd, occlusion, s3, store
+from utils import __version__, cli, images, layout, models, nsd, occlusion, s3, store, trials
 from utils.errors import Problem
 
 SHARD = 256  # stimuli a file: the most that a killed run has to redo
@@ -73,7 +73,7 @@ def open_stimuli(args):
 
 def _seen(args):
     """(stimuli,) 73k ids that the subject saw."""
-    return store.read_npy(layout.Workspace.of(args).stims_ave, made_by=f"make_subjmri.py --subject {args.subject}")
+    return trials.seen([layout.Workspace.of(args)])
 
 
 def wanted(args, stimuli):
@@ -161,6 +161,15 @@ def stored(tensor, dtype):
         raise Problem(f"a feature of {np.abs(found).max():g} is too large for float16",
                       "run again with --store float32")
     return found.astype(dtype)
+
+
+def captions(args):
+    """({73k id: [caption]} by people or by BLIP, as --captions asks; attributes that say so and what was left out)."""
+    if args.captions == "blip":
+        return blip_captions(args), {"captions": "blip"}
+    found = nsd.captions(s3.Root.from_env(), args.workdir)
+    left_out = sum(found.empty.values())
+    return found, {"captions": "coco"} | ({"empty_captions_left_out": left_out} if left_out else {})
 
 
 def blip_captions(args):

@@ -81,7 +81,7 @@ def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False)
     if design.test.all() or not design.test.any():
         raise Problem(f"{int(design.test.sum())} of {ws.subject}'s {len(design.test)} stimuli are shared ones",
                       "a test set and a training set are needed: use more sessions")
-    voxels, grid, atlas_keys = choose_voxels(root, ws.subject, choice, rois)
+    voxels, grid, atlas_keys, left_out = choose_voxels(root, ws.subject, choice, rois)
     records = _records(ws.subject, root, choice, used, voxels, atlas_keys)
 
     with store.locked(ws.mrifeat / "betas"):
@@ -104,33 +104,47 @@ def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False)
         for tag in voxels:
             for split in trials.SPLITS:
                 part = _part(folder, tag, split) if (tag, split) in todo else None
-                _finish(ws, design, tag, split, records, part, overwrite)
+                _finish(ws, design, tag, split, records, part, overwrite, left_out)
         shutil.rmtree(folder, ignore_errors=True)
     return Summary(len(design.stims), len(design.stims_ave), int(design.test.sum()), len(used),
                    {tag: len(positions) for tag, positions in voxels.items()})
 
 
 def choose_voxels(root, subject, choice, rois):
-    """{ROI tag: (n,) positions in the flattened (z, y, x) volume, ascending}, the Grid, and the keys that were read."""
+    """{ROI tag: (n,) positions in the flattened (z, y, x) volume, ascending}, the Grid, the keys that were read, and
+    what was left out: {"rois": those without voxels, "voxels_without_ncsnr": {ROI tag: voxels}}.
+
+    A ROI that no voxel has is warned of and skipped. Raises Problem if none is left.
+    """
     atlas = nsd.atlas(root, subject, choice.atlas)
     unknown = [roi for roi in rois or () if roi not in atlas.values]
     if unknown:
         raise Problem(f"{choice.atlas} has no ROI {' '.join(unknown)}", f"it has {' '.join(atlas.values)}")
     keys = list(atlas.keys)
-    good = np.ones(atlas.labels.size, bool)
+    good, unknown = np.ones(atlas.labels.size, bool), np.zeros(atlas.labels.size, bool)
     if choice.ncsnr_min is not None:
         ratio, grid = nsd.ncsnr(root, subject)
         atlas.grid.must_match(grid)
-        good = ratio.ravel() >= choice.ncsnr_min
+        good, unknown = ratio.ravel() >= choice.ncsnr_min, np.isnan(ratio.ravel())  # NaN is never good
         keys.append(nsd.ncsnr_key(subject))
-    found = {}
+    found, left_out = {}, {"rois": [], "voxels_without_ncsnr": {}}
     for roi in rois or atlas.values:
-        found[choice.tag(roi)] = np.flatnonzero((atlas.labels.ravel() == atlas.values[roi]) & good)
-        if not len(found[choice.tag(roi)]):
-            raise Problem(f"ROI {roi} of {atlas.grid.name} has no voxels"
-                          + (f" with ncsnr of at least {choice.ncsnr_min:g}" if choice.ncsnr_min is not None else ""),
-                          "name the ROIs to write with --roi" if len(atlas.values) > 1 else "choose another --atlas")
-    return found, atlas.grid, keys
+        here = atlas.labels.ravel() == atlas.values[roi]
+        lacking = int((here & unknown).sum())
+        if lacking:
+            cli.say(f"warning: {lacking} of {int(here.sum())} voxels of {roi} have no ncsnr (NaN) and are left out")
+            left_out["voxels_without_ncsnr"][choice.tag(roi)] = lacking
+        if (here & good).any():
+            found[choice.tag(roi)] = np.flatnonzero(here & good)
+        else:
+            left_out["rois"].append(roi)
+    lacks = f"{atlas.grid.name} has no voxels" + (
+        f" with ncsnr of at least {choice.ncsnr_min:g}" if choice.ncsnr_min is not None else "")
+    if not found:
+        raise Problem(f"{lacks} of {' '.join(left_out['rois'])}", "choose another --atlas, --roi or --ncsnr_min")
+    if left_out["rois"]:
+        cli.say(f"warning: {lacks} of {' '.join(left_out['rois'])}: skipped")
+    return found, atlas.grid, keys, left_out
 
 
 def _records(subject, root, choice, used, voxels, atlas_keys):
@@ -325,7 +339,7 @@ def _write_design(ws, design, record, overwrite):
             store.write_npy(path, array)
 
 
-def _finish(ws, design, tag, split, records, part, overwrite):
+def _finish(ws, design, tag, split, records, part, overwrite, left_out):
     """Write the averages of one ROI and split, then give its betas (`part`, None if done) their name."""
     path, average = ws.betas(tag, split), ws.betas(tag, split, average=True)
     source = path if part is None else part
@@ -339,7 +353,7 @@ def _finish(ws, design, tag, split, records, part, overwrite):
                 betas = functools.partial(store.read_npy, source, mmap=True)
                 for block in trials.averages(betas, chosen.rows, len(chosen.stimuli)):
                     file.write(memoryview(np.ascontiguousarray(block)).cast("B"))
-            store.finish(average, records[tag, split, True], temporary)
+            store.finish(average, records[tag, split, True], temporary, left_out=left_out)
     if part is not None:
-        store.finish(path, records[tag, split, False], part)
+        store.finish(path, records[tag, split, False], part, left_out=left_out)
         system.replace(part, path)

@@ -57,8 +57,13 @@ def atlas_key(subject, name):
 
 
 def table_keys(subject, name):
-    """Where a label table may be: the subject's own, then fsaverage's."""
-    return [f"nsddata/freesurfer/{owner}/label/{_file_name(name)}.mgz.ctab" for owner in (subject, "fsaverage")]
+    """Where a label table may be: the subject's own, fsaverage's, then that of a volumetric atlas (MTL, thalamus).
+
+    The volumes of one hemisphere (lh.streams) have the table of both (streams).
+    """
+    both = _file_name(name).removeprefix("lh.").removeprefix("rh.")
+    return [*(f"nsddata/freesurfer/{owner}/label/{both}.mgz.ctab" for owner in (subject, "fsaverage")),
+            f"nsddata/templates/{both}.ctab"]
 
 
 def captions_key(split):
@@ -422,7 +427,7 @@ class Atlas:
 
 
 def atlas(root, subject, name="streams"):
-    """A label volume of NSD's roi/ folder with its table (the subject's, else fsaverage's).
+    """A label volume of NSD's roi/ folder with its table (see `table_keys`).
 
     A volume of -1, 0 and 1 alone, such as nsdgeneral, needs no table: 1 then has the atlas's own name. Labels of 0 and
     below are background (NSD marks voxels outside the cortex -1).
@@ -439,8 +444,8 @@ def atlas(root, subject, name="streams"):
             break
     else:
         if labels.max() > 1:
-            raise Problem(f"{root.name(table_keys(subject, name)[1])} does not exist, nor the subject's own",
-                          f"the labels of {name} have no names without it: get it from NSD")
+            raise Problem(f"no table names the labels of {name}: {' '.join(table_keys(subject, name))}",
+                          "get one of these files from NSD")
         values, keys = {name: 1}, (key,)
     unnamed = sorted(set(np.unique(labels[labels > 0]).tolist()) - set(values.values()))
     if unnamed:
@@ -487,16 +492,27 @@ def ncsnr(root, subject):
 
 
 class Captions(dict):
-    """{0-based 73k id: [caption, …]}. Asking for an image without captions raises Problem."""
+    """{0-based 73k id: [caption, …]}. Asking for an image without captions raises Problem.
+
+    empty: {0-based 73k id: empty captions that were left out}.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.empty = {}
 
     def __missing__(self, stimulus):
+        if stimulus in self.empty:
+            raise Problem(f"all {self.empty[stimulus]} captions of 73k id {stimulus} are empty",
+                          "mend COCO's captions_*2017.json, or leave this stimulus out")
         raise Problem(f"there are no captions for 73k id {stimulus}",
                       "nsd_stim_info_merged.csv and COCO's captions_*2017.json must cover it")
 
 
 def captions(root, workdir=None):
-    """The captions of every image in nsd_stim_info_merged.csv that COCO has some for.
+    """The captions of every image in nsd_stim_info_merged.csv that COCO has some for, without blanks around them.
 
+    Empty ones are left out, counted, and said in one warning.
     COCO's files are read from below NSD's stimuli, or from `workdir`/annotations if they are there: NSD's bucket may
     not hold them.
     """
@@ -520,7 +536,13 @@ def captions(root, workdir=None):
     for split, by_image in sorted(by_split.items()):
         for image, caption in _coco(root, split, workdir):
             for stimulus in by_image.get(image, ()):
-                found.setdefault(stimulus, []).append(caption)
+                if caption:
+                    found.setdefault(stimulus, []).append(caption)
+                else:
+                    found.empty[stimulus] = found.empty.get(stimulus, 0) + 1
+    if found.empty:
+        cli.say(f"warning: {sum(found.empty.values())} empty captions of {len(found.empty)} stimuli are left out "
+                f"(the first is 73k id {min(found.empty)})")
     return found
 
 
@@ -540,8 +562,8 @@ def _coco(root, split, workdir):
                       f"unpack COCO's annotations_trainval2017.zip and put {Path(key).name} at {where}")
     try:
         for annotation in json.loads(content)["annotations"]:
-            if not isinstance(annotation["caption"], str) or not annotation["caption"].strip():
-                raise ValueError(f"empty caption of image {annotation['image_id']}")
+            if not isinstance(annotation["caption"], str):
+                raise ValueError(f"the caption of image {annotation['image_id']} is no text")
             annotation["caption"].encode()  # JSON can hold half a character, which no file can
             yield int(annotation["image_id"]), annotation["caption"].strip()
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -556,16 +578,17 @@ def captions_of(found, stimuli):
 # stimuli
 
 
+def stimuli_place(root, workdir):
+    """Where NSD's images are read from: in place for a local root, else the copy that img2feat_sd.py keeps in `workdir`."""
+    return root.path(STIMULI_KEY) if root.local else layout.stimuli(workdir)
+
+
 def stimuli_path(root, workdir):
-    """The file of NSD's images: in place for a local root, else the copy that img2feat_sd.py keeps in `workdir`."""
-    if root.local:
-        path = root.path(STIMULI_KEY)
-        if not path.is_file():
-            raise Problem(f"{path} does not exist", "check NSD_ROOT")
-        return path
-    path = layout.stimuli(workdir)
+    """The file of NSD's images. Raises Problem where it is missing."""
+    path = stimuli_place(root, workdir)
     if not path.is_file():
-        raise Problem(f"{path} is missing", "run img2feat_sd.py, which fetches it")
+        raise Problem(f"{path} {'does not exist' if root.local else 'is missing'}",
+                      "check NSD_ROOT" if root.local else "run img2feat_sd.py, which fetches it")
     return path
 
 

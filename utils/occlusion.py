@@ -158,8 +158,24 @@ def settings_of(options, source):
     return {key: value for key, value in sorted(said.items()) if value is not None}
 
 
+def subjects_to_hold(path, asked, wanted):
+    """(subjects whose stimuli the file is to hold or None for all, whether that is more than a file there holds).
+
+    A file that was made as `wanted` says keeps what it has: it serves every subject of one working folder. asked: the
+    subjects now, or None.
+    """
+    side = layout.sidecar(path)
+    made = store.read_json(side) if asked and Path(path).exists() and side.exists() else None
+    if made is None or store.difference(made, {key: wanted[key] for key in ("options", "input", "images")}):
+        return sorted(set(asked)) if asked else None, False
+    if made.get("subjects") is None:
+        return None, False
+    subjects = sorted({*asked, *made["subjects"]})
+    return subjects, subjects != made["subjects"]
+
+
 def write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
-    """Write the occluded images of a range of ids to an HDF5 laid out as NSD's; False if that was done already.
+    """Write the occluded images of `ids` (ascending) to an HDF5 laid out as NSD's; False if that was done already.
 
     `imgBrick` (n, H, W, 3) uint8 and `mask` (n, H, W) bool, one gzip chunk an image; `stim_ids` (n,) int64; attributes:
     kind, ratio, place, fill, seed and where the images come from. stimuli: an `nsd.Stimuli`. wanted: see
@@ -182,9 +198,9 @@ def _write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
     if parts.exists() and overwrite:
         shutil.rmtree(parts)
     store.claim_folder(parts, wanted, overwrite)
-    part_ids = [range(start, min(start + PART_IMAGES, ids.stop)) for start in range(ids.start, ids.stop, PART_IMAGES)]
+    part_ids = [ids[start:start + PART_IMAGES] for start in range(0, len(ids), PART_IMAGES)]
     for part in part_ids:
-        part_path = layout.feature_shard(parts, part.start, part.stop)
+        part_path = _part_path(parts, part)
         if part_path.exists():
             progress(len(part))
             continue
@@ -196,10 +212,14 @@ def _write_hdf5(stimuli, ids, path, wanted, overwrite, progress):
     with store.atomic(path) as temporary:
         with store.new_h5(temporary, sum(made.stat().st_size for made in layout.plain_files(parts))) as file:
             _join(file, parts, part_ids, shape)
-            file.create_dataset("stim_ids", data=np.arange(ids.start, ids.stop, dtype=np.int64))
+            file.create_dataset("stim_ids", data=np.array(ids, np.int64))
             for key, value in settings_of(wanted["options"], wanted["input"]).items():
                 file.attrs[key] = value
         store.finish(path, wanted)
+
+
+def _part_path(parts, ids):
+    return layout.feature_shard(parts, int(ids[0]), int(ids[-1]) + 1)
 
 
 def _datasets(file, count, shape):
@@ -213,7 +233,7 @@ def _join(file, parts, part_ids, shape):
     datasets = _datasets(file, sum(len(part) for part in part_ids), shape)
     row = 0
     for part in part_ids:
-        with h5py.File(layout.feature_shard(parts, part.start, part.stop), "r") as piece:
+        with h5py.File(_part_path(parts, part), "r") as piece:
             for source_row in range(len(part)):
                 for target in datasets:
                     zeros = (0,) * (target.ndim - 1)

@@ -14,7 +14,7 @@ def plan(args):
         + (["--debug"] if args.debug else [])
     steps = [["make_subjmri.py", "--subject", args.subject], ["img2feat_sd.py"]]
     if "occluded" in args.datasets:
-        steps.append(["generate_occluded_images.py", "--seed", str(args.seed)])
+        steps.append(["generate_occluded_images.py", "--subject", args.subject, "--seed", str(args.seed)])
     needs = {need for method in args.methods for need in NEEDS[method]} | ({"sd"} if args.controls else set())
     for dataset in args.datasets:
         named = Commands(args, dataset)

@@ -102,6 +102,9 @@ def _model(role):
 def _mri(args):
     ws, choice = layout.Workspace.of(args), layout.VoxelChoice.of(args)
     rois = args.roi or (layout.ROIS if choice.atlas == "streams" else [])
+    known = [store.read_json(side) for roi in rois if (side := layout.sidecar(ws.betas(choice.tag(roi), "tr"))).exists()]
+    without = {roi for record in known for roi in record.get("left_out", {}).get("rois", ())}
+    rois = [roi for roi in rois if roi not in without]
     betas = [ws.betas(choice.tag(roi), split, average) for roi in rois for split in trials.SPLITS for average in (False, True)]
     design = [ws.stims, ws.stims_ave, ws.stims_ave_test, ws.train_index(), ws.train_index(average=True)]
     options = {"atlas": choice.atlas, "zscore": choice.zscore, "ncsnr_min": choice.ncsnr_min}
@@ -121,12 +124,22 @@ def _stimuli(args):
     return Step([path], writes=[path], note=f"{part.stat().st_size:,} bytes fetched" if part.exists() else "")
 
 
+def _stimuli_read(args):
+    """The file of whole images that a stage reads, whether it is there or not."""
+    return Path(getattr(args, "input_path", None) or nsd.stimuli_place(s3.Root.from_env(), args.workdir))
+
+
 def _occluded(args):
     path = args.output_path or layout.occluded_stimuli(args.workdir)
     options = {"kind": args.occluder, "ratio": args.occlusion_ratio, "place": args.place, "fill": args.fill, "seed": args.seed,
                "image_size": args.image_size}
     parts = len(list(layout.parts(path).glob("*.h5")))
-    return Step([path], [(layout.sidecar(path), {"options": options})], [layout.stimuli(args.workdir)], [path],
+    made = store.read_json(layout.sidecar(path)) if layout.sidecar(path).exists() else {}
+    lacking = sorted({*(args.subject or layout.SUBJECTS)} - {*(made.get("subjects") or layout.SUBJECTS)})
+    if lacking and path.exists():
+        raise Problem(f"{path.name} holds the stimuli of {' '.join(made['subjects'])}, not yet of {' '.join(lacking)}", "")
+    seen = [layout.Workspace(args.workdir, subject).stims_ave for subject in args.subject or ()]
+    return Step([path], [(layout.sidecar(path), {"options": options})], [_stimuli_read(args), *seen], [path],
                 note=f"{parts} parts" if parts else "")
 
 
@@ -154,7 +167,7 @@ def _shards(args, names, role, own):
         count += len(ids) if ids is not None else 1
         missing += len(shards.missing(ids)) if ids is not None else not found
     state = DONE if not missing else PARTIAL if missing < count else MISSING
-    return Step([], reads=[args.stimuli_path or layout.stimuli(args.workdir), Path(occluded)], writes=folders, state=state,
+    return Step([], reads=[args.stimuli_path or _stimuli_read(args), Path(occluded)], writes=folders, state=state,
                 note=f"{count - missing:,} of {count:,} features" if state == PARTIAL else "")
 
 

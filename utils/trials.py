@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from utils import layout, store
+from utils import cli, layout, store
 from utils.errors import Problem
 
 SPLITS = ("tr", "te")
@@ -70,6 +70,25 @@ def load_design(ws):
         raise Problem(f"{', '.join(path.name for path in paths)} in {ws.mrifeat} do not belong together",
                       f"run {made_by} --overwrite")
     return found
+
+
+def seen(workspaces, among=None):
+    """(stimuli,) int64 0-based 73k ids that any of the subjects saw, ascending; of those in the range `among` only.
+
+    Says how many of them `among` lacks. Raises Problem if it has none.
+    """
+    ids = np.unique(np.concatenate([store.read_npy(ws.stims_ave, made_by=f"make_subjmri.py --subject {ws.subject}")
+                                    for ws in workspaces]))
+    if among is None:
+        return ids
+    inside = ids[(ids >= among.start) & (ids < among.stop)]
+    who = " ".join(ws.subject for ws in workspaces)
+    if not len(inside):
+        raise Problem(f"none of the images {among.start} to {among.stop - 1} was seen by {who}", "check the range and --subject")
+    if len(inside) < len(ids):
+        cli.say(f"{len(ids) - len(inside)} of the {len(ids)} stimuli that {who} saw are outside the images "
+                f"{among.start} to {among.stop - 1}: left out")
+    return inside
 
 
 def test_stimuli(ws):
