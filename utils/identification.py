@@ -5,7 +5,7 @@ The accuracy of image i is the share of the other images j with r[i, j] < r[i, i
 """
 import numpy as np
 
-from utils import layout, store
+from utils import layout, permutations, store
 from utils.errors import Problem
 
 CHANCE = 0.5
@@ -160,15 +160,17 @@ def interval(scores, seed=42, level=0.95):
 def permutation_p(r, seed=42):
     """One-sided p of the mean accuracy, were it arbitrary which reconstruction belongs to which original.
 
-    PERMUTATIONS draws, the one observed counted among them (Phipson & Smyth 2010), so p ≥ 1/(PERMUTATIONS + 1).
+    All permutations where there are no more than PERMUTATIONS, else so many of them; see utils.permutations.
     """
-    table = pairwise_accuracy(r)
-    random = np.random.default_rng((seed, _PERMUTE))
-    n = len(r)
-    observed = np.trace(table) / n
+    return permuted_p(pairwise_accuracy(r), seed)
+
+
+def permuted_p(table, seed=42):
+    """`permutation_p` of a table of accuracies, see `pairwise_accuracy`."""
+    n = len(table)
+    orders = permutations.orders(n, PERMUTATIONS, np.random.default_rng((seed, _PERMUTE)))
     rows = np.arange(n)
-    chance = np.array([table[rows, random.permutation(n)].mean() for _ in range(PERMUTATIONS)])
-    return (1 + np.count_nonzero(chance >= observed - 1e-12)) / (PERMUTATIONS + 1)
+    return permutations.p_value(np.trace(table) / n, [table[rows, order].mean() for order in orders])
 
 
 def summary(r, seed=42):
