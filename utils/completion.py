@@ -24,7 +24,7 @@ COARSE = 10             # cells per side of what the context and the encoding mo
 SEEN = 0.01             # an object of which no more than this share is in view is wholly hidden
 CLEAR_SHARE = 0.5       # of an object's silhouette, and
 CLEAR_AREA = 0.0025     # of the picture (a local cell): what the whole picture shows at least of an object in clear view
-MIN_GROUP = 4           # views that share a mask: fewer are left out, as neither mean nor permutation can be had
+MIN_GROUP = 5           # views that share a mask, or they are left out: of 5! = 120 permutations p can fall below 0.01
 MARGINS = (0.0, 0.05, 0.1, 0.15)                # image sides that the hidden region is eroded by
 WHOLE = "none"          # the occluder of a whole image
 BEYOND_RETINOTOPY = ("ventral", "lateral", "parietal")

@@ -157,16 +157,12 @@ def interval(scores, seed=42, level=0.95):
     return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
 
 
-def permutation_p(r, seed=42):
+def permutation_p(table, seed=42):
     """One-sided p of the mean accuracy, were it arbitrary which reconstruction belongs to which original.
 
-    All permutations where there are no more than PERMUTATIONS, else so many of them; see utils.permutations.
+    table (n, n): see `pairwise_accuracy`. All permutations where there are no more than PERMUTATIONS, else so many; see
+    utils.permutations.
     """
-    return permuted_p(pairwise_accuracy(r), seed)
-
-
-def permuted_p(table, seed=42):
-    """`permutation_p` of a table of accuracies, see `pairwise_accuracy`."""
     n = len(table)
     orders = permutations.orders(n, PERMUTATIONS, np.random.default_rng((seed, _PERMUTE)))
     rows = np.arange(n)
@@ -175,10 +171,15 @@ def permuted_p(table, seed=42):
 
 def summary(r, seed=42):
     """What identification says of a run, for its record: mean accuracy, its 95% interval over images, p, chance."""
-    scores = accuracy(r)
+    return summary_of(pairwise_accuracy(r), seed)
+
+
+def summary_of(table, seed=42):
+    """`summary`, of accuracies as `pairwise_accuracy` gives them, (n, n)."""
+    scores = np.diagonal(table)
     low, high = interval(scores, seed)
     return {"accuracy": float(scores.mean()), "interval": [float(low), float(high)], "chance": CHANCE,
-            "p": permutation_p(r, seed), "images": len(r), "seed": seed}
+            "p": permutation_p(table, seed), "images": len(table), "seed": seed}
 
 
 def sentence(subject, run, feature, found):
