@@ -105,7 +105,8 @@ def main():
 def null_table(sets):
     """Print how often a null of the statistic alone is rejected, by size, with the 95% interval of the share."""
     print("SIMULATED: no brain, activity that says nothing of what is hidden")
-    print(f"{'scenes':>6} {'masks':>5} {'sets':>6} {'smallest p':>10} {'p <= .05':>24} {'p <= .01':>24} {'interval holds 0':>24}")
+    print(f"{'scenes':>6} {'masks':>5} {'sets':>6} {'smallest p':>10} {'p <= .05':>24} "
+          f"{'p <= .01':>24} {'interval holds 0':>24}")
     for scenes, masks in SIZES:
         found = [null_set(scenes, masks, number) for number in range(sets)]
         p = np.array([each[0] for each in found])

@@ -17,7 +17,8 @@ import img2feat_sd1_parallel
 import make_subjmri
 import make_subjstim
 from mini_nsd import brain, build, occluded_viewing, scenes
-from utils import closeness, closeups, completion, completion_stage, layout, permutations, regression, s3
+from utils import closeness, closeups, completion, completion_stage, layout, pattern_indices, permutations
+from utils import regression, s3
 from utils import occluded_viewing as oview
 from utils.errors import Problem
 
@@ -231,7 +232,7 @@ def test_pattern_indices_are_what_a_double_loop_says():
     signal = rng.standard_normal((6, 30))
     first, second = (signal[scene] + rng.standard_normal((12, 30)) for _ in range(2))
     whole = signal + rng.standard_normal((6, 30))
-    found = completion.pattern_indices(first, second, whole, scene, masks, [("left", "right")])
+    found = pattern_indices.indices(first, second, whole, scene, masks, [("left", "right")])
 
     def centred(patterns, name):
         return patterns[masks == name] - patterns[masks == name].mean(0)
@@ -306,7 +307,8 @@ def test_only_what_the_whole_picture_shows_in_clear_view_can_be_wholly_hidden():
     known = completion.Pictures(train, np.tile(labels[:1], (60, 1, 1)), tuple(area[:1] * 60), kinds[:1] * 60)
     hidden = np.zeros((5, SIDE, SIDE), bool)
     hidden[:, :50, :50] = True
-    views = completion.Views(np.arange(5), np.array(["corner"] * 5), hidden, np.where(hidden[..., None], 0, test.images))
+    views = completion.Views(np.arange(5), np.array(["corner"] * 5), hidden,
+                             np.where(hidden[..., None], 0, test.images))
     material = completion.prepare(known, test, views)
     assert material.lost.tolist() == [True, False, False, False, False]
     assert material.gone.tolist() == [True, True, True, False, False]
@@ -326,7 +328,7 @@ def test_unsteady_gaze_and_large_receptive_fields_lift_the_pattern_index_of_a_br
         rng = np.random.default_rng(6)
         off = [rng.normal(0, gaze / brain.FIELD, (len(shown), 2)) for _ in range(2)]
         trials = [occluded_viewing.respond(one, shown, each)[0][:, one.roi == 1] for each in off]
-        return completion.pattern_indices(*trials, trials[0][:len(drawn)], views.rows, views.masks,
+        return pattern_indices.indices(*trials, trials[0][:len(drawn)], views.rows, views.masks,
                                           completion_stage.complementary(views))[0][0]
 
     steady = index(1.0, 0.0)

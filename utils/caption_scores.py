@@ -41,7 +41,8 @@ def score(captions, references, embed, seed=42):
     return found | {
         "identification": identification.summary_of(table, seed), "similarity": float(near.mean()),
         "similarity_others": float((similar.sum() - near.sum()) / (n * (n - 1))), "overlap_others": others,
-        "per_image": {"identification": np.diagonal(table).tolist(), "similarity": near.tolist(), "overlap": own.tolist()}}
+        "per_image": {"identification": np.diagonal(table).tolist(), "similarity": near.tolist(),
+                      "overlap": own.tolist()}}
 
 
 def _left_out(references):

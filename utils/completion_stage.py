@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils import cli, closeness, closeups, completion, decoding, diffusion, inpainting, layout, models, mrifeat, nsd
-from utils import occluded_viewing, permutations, reconstruction, s3, store, trials
+from utils import occluded_viewing, pattern_indices, permutations, reconstruction, s3, store, trials
 from utils.errors import Problem
 
 SCRIPT = "amodal_completion.py"
@@ -236,7 +236,7 @@ def _one_roi(roi, found, material, events, shown_again, stimuli, seed):
         if min(map(len, shown_again)) > 1 else (None, None)
     patterns = {"roi": roi}
     if first is not None:
-        both = completion.pattern_indices(first, second, standard(single), images, material.views.masks,
+        both = pattern_indices.indices(first, second, standard(single), images, material.views.masks,
                                           complementary(material.views), seed)
         for name, short, found_index in zip(("object_completion", "occlusion_invariance"),
                                             ("completion", "invariance"), both):

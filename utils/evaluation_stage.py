@@ -5,7 +5,8 @@ from utils import (caption_scores, captioning, cli, evaluation_table, figures, h
                    store, trials)
 from utils.errors import Problem
 
-CAPTIONS = ("captions", "dataset", "control", "metric", "direction", "value", "low", "high", "chance", "n_images", "note")
+CAPTIONS = ("captions", "dataset", "control", "metric", "direction", "value", "low", "high", "chance", "n_images",
+            "note")
 READING = (
     "Decoders refitted without the training stimuli of each test image's own cluster (Shirakawa et al. 2024); "
     "identification of decoded features, chance 50. Within the cluster, what stays above chance was not learnt from "

@@ -25,7 +25,7 @@ def orders(count, draws, rng):
 
 def is_exact(count, draws):
     """Whether all permutations are made."""
-    return math.factorial(count) <= draws if count < 20 else False
+    return count < 20 and math.factorial(count) <= draws
 
 
 def smallest_p(count, draws):
@@ -49,7 +49,7 @@ def induced(order, some):
 
 
 def p_value(observed, null):
-    """One-sided p of an observed statistic beside those of permutations, (m,), counted among them (Phipson & Smyth 2010).
+    """One-sided p of an observed statistic among those of permutations (m,), itself counted (Phipson & Smyth 2010).
 
     Never 0; exact where the null is of all other permutations.
     """
