@@ -13,7 +13,13 @@ index.
 The sets are not independent brains: all are of one simulated subject with one draw of gaze for each trial, and two sets
 share scenes as two random subsets of the pool do.
 
+--null N is the quick part, without a brain: N sets of random activity for each size (scenes × masks), with the share of
+them at p <= 0.05 and 0.01, and how often the bootstrap interval of the mean holds the truth. Scenes differ in how
+strongly they drive activity and in how much they hide, and a scene's activity is alike behind all masks in part.
+
     python benchmarks/completion_power.py [--sets 40] [--scenes 60] [--gaze 0.2] [--out table.csv]
+    python benchmarks/completion_power.py --null 4000
+    python benchmarks/completion_power.py --sets 200 --levels 0
 """
 import argparse
 import csv
@@ -27,11 +33,13 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mini_nsd import brain, occluded_viewing  # noqa: E402
-from utils import cli, closeness, completion, layout  # noqa: E402
+from utils import cli, closeness, completion, layout, permutations  # noqa: E402
 
 REFITS = 5              # times that the decoders are trained anew, for each kappa
 DRAWS = 500             # permutations a set; the stage makes 2,000
 LEVELS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+SIZES = (4, 3), (5, 3), (6, 3), (8, 3), (12, 7), (24, 7), (60, 7), (120, 7)    # scenes × masks of the null alone
+DIMS = 6                # hidden dims of the null alone
 RIVALS = closeness.REFERENCES[1:]
 
 
@@ -43,19 +51,24 @@ def main():
     parser.add_argument("--pool", type=int, default=160, help="test scenes to draw them from (default: 160)")
     parser.add_argument("--gaze", type=float, default=occluded_viewing.GAZE,
                         help="sd of fixation, degrees (default: 0.2)")
+    parser.add_argument("--levels", type=float, nargs="+", choices=LEVELS, default=LEVELS, metavar="KAPPA",
+                        help="completions to simulate (default: all)")
+    parser.add_argument("--null", type=int, metavar="N", help="only the statistic's own null, N sets of each size")
     parser.add_argument("--out", type=Path, help="CSV for the table")
     args = parser.parse_args()
+    if args.null:
+        null_table(args.null)
+        return
 
     started = time.monotonic()
     one = brain.make("subj01")
     experiment = occluded_viewing.experiment(one, 930, args.pool, gaze=args.gaze)
-    rows = []
-    with cli.progress(total=args.sets + (len(LEVELS) - 1) * (args.sets // 4), desc="data sets") as bar:
-        sets = {level: args.sets if level == 0 else args.sets // 4 for level in LEVELS}
-        found = {level: [] for level in LEVELS}
+    rows, sets = [], {level: args.sets if level == 0 else args.sets // 4 for level in args.levels}
+    with cli.progress(total=sum(sets.values()), desc="data sets") as bar:
+        found = {level: [] for level in args.levels}
         for refit in range(REFITS):
             readers = fitted(experiment, refit)
-            for level in LEVELS:
+            for level in args.levels:
                 for number in range(refit, sets[level], REFITS):
                     rng = np.random.default_rng((number, int(1000 * level), 11))
                     found[level].append(analysed(experiment, readers, level, args.scenes, rng))
@@ -65,7 +78,7 @@ def main():
     print(f"{'kappa':>6} {'ROI':12} {'feature':8} {'sets':>4} {'index':>7} {'sd':>6} {'bias':>6} {'covered':>8} "
           f"{'p<.05':>6} {'corr.':>6} {'signal':>6} {'control':>8} {'not 0':>6} "
           + " ".join(f"{name:>8}" for name in RIVALS))
-    for level in LEVELS:
+    for level in args.levels:
         for roi in layout.ROIS:
             each = [one[roi] for one in found[level]]
             index = np.array([one["index"] for one in each])
@@ -80,15 +93,49 @@ def main():
                   f"{row[8]:6.3f} {row[9]:6.3f} {row[10]:6.2f} {row[11]:8.3f} {row[12]:6.2f} "
                   + " ".join(f"{value:8.3f}" for value in row[13:]))
         any_roi = sum(any(one[roi]["corrected"] < 0.05 for roi in layout.ROIS) for one in found[level])
-        low, high = stats.binomtest(any_roi, len(found[level])).proportion_ci(method="exact")
-        print(f"{level:6.2f} any ROI, corrected: {any_roi} of {len(found[level])} = "
-              f"{any_roi / len(found[level]):.3f} [{low:.3f}, {high:.3f}]")
+        print(f"{level:6.2f} any ROI, corrected: {any_roi} of {len(found[level])} = {share(any_roi, len(found[level]))}")
     cli.say(f"{time.monotonic() - started:.0f} s")
     if args.out:
         with open(args.out, "w", newline="") as file:
             csv.writer(file).writerows([["kappa", "roi", "feature", "sets", "index", "sd", "bias", "covered", "p_below_05",
                                          "corrected_below_05", "enough_signal", "control", "control_not_0",
                                          *(f"over_{name}" for name in RIVALS)], *rows])
+
+
+def null_table(sets):
+    """Print how often a null of the statistic alone is rejected, by size, with the 95% interval of the share."""
+    print("SIMULATED: no brain, activity that says nothing of what is hidden")
+    print(f"{'scenes':>6} {'masks':>5} {'sets':>6} {'smallest p':>10} {'p <= .05':>24} "
+          f"{'p <= .01':>24} {'interval holds 0':>24}")
+    for scenes, masks in SIZES:
+        found = [null_set(scenes, masks, number) for number in range(sets)]
+        p = np.array([each[0] for each in found])
+        shares = [(p <= 0.05).sum(), (p <= 0.01).sum(), sum(each[1] for each in found)]
+        print(f"{scenes:6} {masks:5} {sets:6} {permutations.smallest_p(scenes, DRAWS):10.2g} "
+              + " ".join(f"{share(int(count), sets):>24}" for count in shares))
+
+
+def null_set(scenes, masks, number):
+    """(p, whether the interval of the sum of numerators holds 0) of one set of random activity."""
+    rng = np.random.default_rng((number, scenes, masks, 13))
+    drive, hides = (rng.lognormal(0, 0.5, scenes) for _ in range(2))
+    shared, content = (rng.standard_normal((scenes, DIMS)) for _ in range(2))
+    images, above, tables = np.arange(scenes), np.zeros(scenes), []
+    for _ in range(masks):
+        hidden = (content + rng.standard_normal((scenes, DIMS))) * hides[:, None]
+        seen = (shared + rng.standard_normal((scenes, DIMS))) * drive[:, None]
+        table = seen @ (hidden - hidden.mean(0)).T
+        above += np.diagonal(table)
+        tables.append((images, table))
+    observed, null = completion.permuted(completion.Scores(above, np.ones(scenes), tables), None, number, DRAWS)
+    low, high = completion.interval(above, np.ones(scenes), number)
+    return permutations.p_value(observed, null), low <= 0 <= high
+
+
+def share(count, sets):
+    """"0.048 [0.042, 0.055]", exact binomial interval."""
+    low, high = stats.binomtest(count, sets).proportion_ci(method="exact")
+    return f"{count / sets:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def fitted(experiment, refit):
@@ -112,6 +159,7 @@ def analysed(experiment, readers, level, scenes, rng):
     kept = np.isin(images, rng.choice(count, scenes, replace=False))
     views, present = images[kept], np.unique(images[kept])
     position = np.searchsorted(present, views)
+    taking_part = completion.taking_part(material)[present]
     found, observed, null = {}, {}, {}
     for roi, (here, readout, visible) in readers.items():
         feature = completion.feature_of(roi)
@@ -122,7 +170,7 @@ def analysed(experiment, readers, level, scenes, rng):
         axes = [axis for each in material.axes[feature] if (axis := each.take(kept)) is not None]
         scores = completion.score(seen, whole[position], visible[kept], axes, position, len(present))
         low, high = completion.interval(scores.above, scores.below, int(rng.integers(1 << 31)))
-        observed[roi], null[roi] = completion.permuted(scores, 42, DRAWS)
+        observed[roi], null[roi] = completion.permuted(scores, taking_part, 42, DRAWS)
         r2 = completion.explained(whole, material.features[feature][1][present])
         lost = completion.score(seen, whole[position], visible[kept], _kept(material.control[feature], kept), position,
                                 len(present))

@@ -1,7 +1,7 @@
 """The control of the pattern indices: do unsteady gaze and large receptive fields lift them without any completion?
 
 All brains are SIMULATED. The object completion index and the occlusion invariance index (Coggan & Tong 2024, as
-`completion.pattern_indices` has them) of one brain that completes nothing (kappa 0) and of one that completes
+`utils.pattern_indices` has them) of one brain that completes nothing (kappa 0) and of one that completes
 everything (kappa 1), for several sds of gaze and sizes of receptive fields; with the noise of single trials, and
 without any.
 
@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mini_nsd import brain, occluded_viewing, scenes  # noqa: E402
-from utils import cli, completion, completion_stage, layout  # noqa: E402
+from utils import cli, completion_stage, layout, pattern_indices  # noqa: E402
 
 # sd of gaze (degrees), factor on receptive fields
 SETTINGS = ((0.0, 1.0), (0.2, 1.0), (0.5, 1.0), (1.0, 1.0), (0.0, 2.0), (0.2, 2.0))
@@ -83,7 +83,7 @@ def measured(one, gaze, fields, pictures, shown, plain):
 
         for kappa in KAPPAS:
             trials = [(1 - kappa) * visible + kappa * filled for visible, filled in twice]
-            both = [completion.pattern_indices(*(standard(each, noisy) for each in (*trials, whole)), views.rows,
+            both = [pattern_indices.indices(*(standard(each, noisy) for each in (*trials, whole)), views.rows,
                                                views.masks, pairs) for noisy in (True, False)]
             rows += [(gaze, fields, roi, kappa, noisy, *found, *invariance)
                      for noisy, (found, invariance) in zip((True, False), both)]

@@ -24,7 +24,7 @@ SEED = 73
 COMPLETION = {"early": 0.25, "midventral": 0.5, "midlateral": 0.5, "midparietal": 0.5,
               "ventral": 0.75, "lateral": 0.75, "parietal": 0.5}
 GAZE = 0.2              # degrees: sd of fixation in x and in y from trial to trial; trained observers hold 0.1–0.3
-SEEN = 0.01             # an object of which no more than this share is in view counts as wholly hidden
+SEEN = completion.SEEN  # an object of which no more than this share is in view counts as wholly hidden
 BAR, CHECK, SPOT = 0.2, 0.25, 0.4               # image sides
 SPOTS = (0.25, 0.5, 0.75)
 LID = 0.03              # image sides: margin of the occluder that hides an object wholly
@@ -53,13 +53,17 @@ def mask(occluder, side):
 def lid(rendering):
     """(side, side) bool, an ellipse that hides one object wholly; None where it would hide more than half the picture.
 
-    The object is the smallest in view of those that are not the only one.
+    The object is the smallest of those in clear view (`completion.CLEAR_SHARE`, `CLEAR_AREA`), and not the only one;
+    None where there is none.
     """
     side = rendering.labels.shape[0]
     if len(rendering.amodal) < 2:
         return None
-    in_view = [(rendering.labels == position).sum() for position in range(len(rendering.amodal))]
-    rows, columns = np.nonzero(rendering.labels == int(np.argmin(in_view)))
+    in_view = np.array([(rendering.labels == position).sum() for position in range(len(rendering.amodal))])
+    clear = (brain.visibility(rendering) >= completion.CLEAR_SHARE) & (in_view >= completion.CLEAR_AREA * side ** 2)
+    if not clear.any():
+        return None
+    rows, columns = np.nonzero(rendering.labels == int(np.argmin(np.where(clear, in_view, side ** 2))))
     centre = np.array([rows.min() + rows.max() + 1, columns.min() + columns.max() + 1]) / 2
     half = np.sqrt(2) * np.array([np.ptp(rows) + 1, np.ptp(columns) + 1]) / 2 + LID * side
     y, x = np.ogrid[:side, :side]

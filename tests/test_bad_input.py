@@ -25,7 +25,7 @@ import ridge
 import run_pipeline
 from tests import tiny_nsd
 from tests.test_safety import png
-from utils import captioning, completion, features, images, layout, nsd, occluded_viewing, reconstruction, s3, store, subjstim
+from utils import caption_scores, completion, features, images, layout, nsd, occluded_viewing, reconstruction, s3, store, subjstim
 from utils.errors import Problem
 
 SUBJECT = ["--subject", "subj01"]
@@ -246,9 +246,9 @@ def test_one_test_image_has_predictions_but_no_correlation(tmp_path, monkeypatch
 
 
 def test_one_caption_is_not_told_from_others(recwarn):
-    found = captioning.score(["a red disc"], [["a red square"]], None)
+    found = caption_scores.score(["a red disc"], [["a red square"]], None)
     assert found["identification"] is None and found["overlap"] == pytest.approx(2 / 3)
-    assert "cannot be told from others" in captioning.sentence(found) and not recwarn.list
+    assert "cannot be told from others" in caption_scores.sentence(found) and not recwarn.list
 
 
 # occluded viewing

@@ -15,7 +15,7 @@ import decode_captions_occluded
 import img2feat_blip
 from mini_nsd import scenes
 from mini_nsd.training import blip as training
-from utils import captioning, features, layout, models, store
+from utils import caption_scores, captioning, evaluation_stage, features, layout, models, store
 from utils.errors import Problem
 
 CPU = torch.device("cpu")
@@ -116,9 +116,9 @@ def test_a_caption_file_reads_the_same_line_by_line_and_as_tab_separated(tmp_pat
 
 
 def test_overlap_is_the_best_f1_of_shared_words():
-    assert captioning.overlap("a red ball", ["a ball", "The red cube, a big one"]) == pytest.approx(2 * 2 / (3 + 2))
-    assert captioning.overlap("a a a", ["a"]) == pytest.approx(2 * 1 / (3 + 1))
-    assert captioning.overlap("a red ball", ["two dogs"]) == 0
+    assert caption_scores.overlap("a red ball", ["a ball", "The red cube, a big one"]) == pytest.approx(2 * 2 / (3 + 2))
+    assert caption_scores.overlap("a a a", ["a"]) == pytest.approx(2 * 1 / (3 + 1))
+    assert caption_scores.overlap("a red ball", ["two dogs"]) == 0
 
 
 def test_score_tells_right_captions_from_those_of_other_images():
@@ -128,12 +128,12 @@ def test_score_tells_right_captions_from_those_of_other_images():
     def embed(sentences):
         return np.array([[word in each.split() for word in words] for each in sentences], float)
 
-    right = captioning.score([each[0] for each in said], said, embed)
-    wrong = captioning.score([said[(number + 1) % 4][0] for number in range(4)], said, embed)
+    right = caption_scores.score([each[0] for each in said], said, embed)
+    wrong = caption_scores.score([said[(number + 1) % 4][0] for number in range(4)], said, embed)
     assert right["identification"]["accuracy"] == 1 and right["overlap"] == 1
     assert wrong["identification"]["accuracy"] < 0.5 and wrong["overlap"] < 0.2
     assert right["overlap_others"] == pytest.approx(np.mean(
-        [captioning.overlap(said[i][0], said[j]) for i in range(4) for j in range(4) if i != j]))
+        [caption_scores.overlap(said[i][0], said[j]) for i in range(4) for j in range(4) if i != j]))
 
 
 def test_stage_stores_half_precision_embeddings_and_captions_of_them(world, stimuli):
@@ -195,7 +195,15 @@ def test_captions_are_of_the_decoded_embeddings_one_a_line(world, stimuli, capsy
     decode(world, "blip", "nsd", embeddings.flatten(1).numpy())
     text = world.captions().read_text()
     assert text.splitlines() == captioner.caption(embeddings) and text.endswith("\n")
-    assert "chance 0.5" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "chance 0.5" in said
+    # evaluate.py scores the same captions by the same definition, and prints the same numbers.
+    rows, read = evaluation_stage.caption_rows(world, CPU, 42)
+    by_metric = {row["metric"]: row for row in rows if row["captions"] == "blip"}
+    told = by_metric["CLIP text identification"]
+    assert f"in {told['value'] / 100:.3f} [{told['low'] / 100:.2f}, {told['high'] / 100:.2f}] of cases" in said
+    assert f"(F1) {by_metric['word F1']['value']:.2f}, with those of other images {by_metric['word F1']['chance']:.2f}" in said
+    assert read == [world.captions()]
     decode_captions.main(arguments(world))
     assert "done before" in capsys.readouterr().out
     with pytest.raises(Problem, match="--overwrite"):

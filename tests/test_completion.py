@@ -1,5 +1,6 @@
 """Amodal completion: the index on brains whose completion is known, its controls, its statistics, its command line."""
 import csv
+import itertools
 import os
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import img2feat_sd1_parallel
 import make_subjmri
 import make_subjstim
 from mini_nsd import brain, build, occluded_viewing, scenes
-from utils import closeness, closeups, completion, completion_stage, layout, regression, s3
+from utils import closeness, closeups, completion, completion_stage, layout, pattern_indices, permutations
+from utils import regression, s3
 from utils import occluded_viewing as oview
 from utils.errors import Problem
 
@@ -150,11 +152,50 @@ def test_permutation_p_is_uniform_where_nothing_is_there():
     assert 0.02 < np.mean(np.array(found) <= 0.05) < 0.09
 
 
-def test_a_partner_is_never_the_image_itself_and_the_correction_takes_the_largest_of_all_rois():
-    images = np.arange(6)
-    marked = completion.Scores(np.full(6, 9.0), np.ones(6), [(images, np.eye(6) * 1e6)])
-    observed, null = completion.permuted(marked, draws=50)
-    assert (null == 0).all() and observed > 0
+def null_p(rng, scenes, masks):
+    """p of activity that says nothing of what is hidden: scenes × masks, the scenes' parts alike behind all masks."""
+    images, above, tables = np.arange(scenes), np.zeros(scenes), []
+    shared, content = rng.standard_normal((2, scenes, 5))
+    for _ in range(masks):
+        hidden, seen = content + rng.standard_normal((scenes, 5)), shared + rng.standard_normal((scenes, 5))
+        tables.append((images, seen @ (hidden - hidden.mean(0)).T))
+        above += np.diagonal(tables[-1][1])
+    return permutations.p_value(*completion.permuted(completion.Scores(above, np.ones(scenes), tables), draws=199))
+
+
+def test_few_scenes_do_not_raise_false_positives():
+    """Partners that are always other images, of patterns whose mean is taken off, give 17% at 4 × 3 and 9% at 6 × 3."""
+    rng = np.random.default_rng(12)
+    for scenes, most in ((4, 0.07), (6, 0.07), (8, 0.07)):
+        p = np.array([null_p(rng, scenes, 3) for _ in range(600)])
+        assert (p <= 0.05).mean() < most
+        assert p.min() >= permutations.smallest_p(scenes, 199)
+
+
+def test_few_permutations_are_all_made_and_many_are_drawn_uniformly_fixed_points_among_them():
+    rng = np.random.default_rng(0)
+    every = permutations.orders(4, 199, rng)
+    assert len(np.unique(every, axis=0)) == 23 and (every != np.arange(4)).any(1).all()
+    assert permutations.smallest_p(4, 199) == 1 / 24 and permutations.smallest_p(9, 199) == 1 / 200
+    drawn = permutations.orders(8, 4000, rng)
+    assert np.allclose([(drawn[:, 3] == partner).mean() for partner in range(8)], 1 / 8, atol=0.025)
+    # What is left for some of the items is uniform too, and the same partner wherever both are there.
+    some = np.array([0, 2, 5])
+    left = permutations.induced(drawn, some)
+    assert np.allclose(np.unique(left, axis=0, return_counts=True)[1] / 4000, 1 / 6, atol=0.025)
+    same = np.isin(drawn[:, some], some)
+    assert np.array_equal(some[left][same], drawn[:, some][same])
+
+
+def test_a_null_is_of_permuted_images_and_the_correction_takes_the_largest_of_all_rois():
+    images = np.array([3, 0, 2])                # image 1 has no view
+    table = np.random.default_rng(2).standard_normal((3, 3))
+    above = np.zeros(4)
+    above[images] = np.diagonal(table)
+    observed, null = completion.permuted(completion.Scores(above, np.ones(4), [(images, table)]), draws=50)
+    by_hand = [sum(picked) / np.sqrt(sum(each ** 2 for each in picked)) for order in itertools.permutations(range(3))
+               for picked in [[table[row, order[row]] for row in range(3)]]]
+    assert sorted([observed, *null]) == pytest.approx(sorted(by_hand)) and observed == pytest.approx(by_hand[0])
     both = completion.p_values({"a": 1.0, "b": 3.0}, {"a": np.array([0.0, 2.0, 0.0]), "b": np.array([0.0, 0.0, 2.0])})
     assert both == {"a": (2 / 4, 3 / 4), "b": (1 / 4, 1 / 4)}
 
@@ -191,7 +232,7 @@ def test_pattern_indices_are_what_a_double_loop_says():
     signal = rng.standard_normal((6, 30))
     first, second = (signal[scene] + rng.standard_normal((12, 30)) for _ in range(2))
     whole = signal + rng.standard_normal((6, 30))
-    found = completion.pattern_indices(first, second, whole, scene, masks, [("left", "right")])
+    found = pattern_indices.indices(first, second, whole, scene, masks, [("left", "right")])
 
     def centred(patterns, name):
         return patterns[masks == name] - patterns[masks == name].mean(0)
@@ -252,6 +293,29 @@ def test_the_control_is_near_0_for_a_brain_that_infers_and_catches_one_that_sees
     assert completion.score(inferring, whole, predicted, material.axes["objects"], images, count).index > 0.8
 
 
+def test_only_what_the_whole_picture_shows_in_clear_view_can_be_wholly_hidden():
+    """A speck, or an object behind another one, is no control; the view of what was never in view is as any other."""
+    train = smooth_pictures(np.random.default_rng(9), 60)
+    labels = np.full((5, SIDE, SIDE), -1, np.int8)
+    labels[:, 60:90, 60:90] = 0
+    labels[0, 10:30, 10:30] = 1                 # in clear view
+    labels[1, 10:14, 10:14] = 1                 # a speck of 16 px
+    labels[2, 10:18, 10:30] = 1                 # 160 of 400 px, the rest behind something
+    area = [np.array([900, size]) / SIDE ** 2 for size in (400, 16, 400, 400, 400)]     # 3, 4: never in view
+    kinds = tuple(np.eye(2) for _ in area)
+    test = completion.Pictures(train[:5], labels, tuple(area), kinds)
+    known = completion.Pictures(train, np.tile(labels[:1], (60, 1, 1)), tuple(area[:1] * 60), kinds[:1] * 60)
+    hidden = np.zeros((5, SIDE, SIDE), bool)
+    hidden[:, :50, :50] = True
+    views = completion.Views(np.arange(5), np.array(["corner"] * 5), hidden,
+                             np.where(hidden[..., None], 0, test.images))
+    material = completion.prepare(known, test, views)
+    assert material.lost.tolist() == [True, False, False, False, False]
+    assert material.gone.tolist() == [True, True, True, False, False]
+    for feature in ("local", "objects"):
+        assert [axis.rows.tolist() for axis in material.control[feature]] == [[0]]
+
+
 def test_unsteady_gaze_and_large_receptive_fields_lift_the_pattern_index_of_a_brain_that_completes_nothing():
     drawn = [scenes.sample(occluded_viewing.TEST_SEED, index) for index in range(16)]
     names = [name for pair in occluded_viewing.PAIRS for name in pair]
@@ -264,7 +328,7 @@ def test_unsteady_gaze_and_large_receptive_fields_lift_the_pattern_index_of_a_br
         rng = np.random.default_rng(6)
         off = [rng.normal(0, gaze / brain.FIELD, (len(shown), 2)) for _ in range(2)]
         trials = [occluded_viewing.respond(one, shown, each)[0][:, one.roi == 1] for each in off]
-        return completion.pattern_indices(*trials, trials[0][:len(drawn)], views.rows, views.masks,
+        return pattern_indices.indices(*trials, trials[0][:len(drawn)], views.rows, views.masks,
                                           completion_stage.complementary(views))[0][0]
 
     steady = index(1.0, 0.0)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import ridge
 from mini_nsd import scenes
-from utils import caption_scores, captioning, evaluation_table, evaluators, held_out, identification, layout, models
+from utils import caption_scores, evaluation_table, evaluators, held_out, identification, layout, models
 from utils import picture_metrics, regression, store
 from utils.errors import Problem
 
@@ -270,15 +270,40 @@ def test_similarity_and_identification_of_captions_are_those_of_a_loop():
     cosine = lambda a, b: 1 - scipy.spatial.distance.cosine(embed([a])[0], embed([b])[0])
     loop = np.array([[np.mean([cosine(caption, each) for each in theirs]) for theirs in references]
                      for caption in captions])
-    assert np.allclose(caption_scores.similarities(captions, references, embed), loop, atol=1e-6)
-    found = caption_scores.scores(captions, references, embed)
+    found = caption_scores.score(captions, references, embed)
     wins = [np.mean([1.0 if loop[i, i] > loop[i, j] + 1e-9 else 0.5 if abs(loop[i, i] - loop[i, j]) < 1e-9 else 0.0
                      for j in range(4) if j != i]) for i in range(4)]
-    assert found["CLIP text identification"][0] == pytest.approx(100 * np.array(wins))
-    assert found["CLIP text similarity"][0] == pytest.approx(np.diagonal(loop), abs=1e-6)
-    assert found["CLIP text similarity"][1] == pytest.approx(np.mean(loop[~np.eye(4, dtype=bool)]), abs=1e-6)
-    assert found["word F1"][0][0] == 1 and found["word F1"][1] == np.mean(
-        [captioning.overlap(caption, references[(i + 1) % 4]) for i, caption in enumerate(captions)])
+    assert found["per_image"]["identification"] == pytest.approx(wins) and found["identification"]["accuracy"] == np.mean(wins)
+    assert found["per_image"]["similarity"] == pytest.approx(np.diagonal(loop), abs=1e-6)
+    assert found["similarity_others"] == pytest.approx(np.mean(loop[~np.eye(4, dtype=bool)]), abs=1e-6)
+    assert found["per_image"]["overlap"][0] == 1 and found["overlap_others"] == pytest.approx(np.mean(
+        [caption_scores.overlap(captions[i], references[j]) for i in range(4) for j in range(4) if i != j]))
+
+
+def test_decoded_captions_and_peoples_are_judged_by_equally_many_of_the_others():
+    """Each is the mean over leaving one true caption out; a decoder that says what one of the people said is no better."""
+    random = np.random.default_rng(1)
+    vectors = {}
+
+    def embed(sentences):
+        found = np.stack([vectors.setdefault(each, random.normal(size=6)) for each in sentences])
+        return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+    references = [["a red ball", "one ball on grass", "ball"], ["two dogs", "dogs", "a dog and a dog"],
+                  ["a hill", "the hill at night", "night"]]
+    people, decoded = (caption_scores.score(captions, references, embed)
+                       for captions in (None, ["one red ball", "the dogs", "a night"]))
+    alone = [[caption_scores.overlap(each[k], each[:k] + each[k + 1:]) for k in range(3)] for each in references]
+    assert people["per_image"]["overlap"] == pytest.approx(np.mean(alone, axis=1))
+    left = [np.mean([caption_scores.overlap(said, each[:k] + each[k + 1:]) for k in range(3)])
+            for said, each in zip(["one red ball", "the dogs", "a night"], references)]
+    assert decoded["per_image"]["overlap"] == pytest.approx(left)
+    folds = []
+    for k in range(3):
+        kept = np.stack([np.delete(embed(each), k, axis=0).mean(0) for each in references])
+        similar = np.stack([embed([each[k]])[0] for each in references]) @ kept.T
+        folds.append([(similar[i, i] > np.delete(similar[i], i)).mean() for i in range(3)])
+    assert people["per_image"]["identification"] == pytest.approx(np.mean(folds, axis=0))
 
 
 # held-out clusters

@@ -109,14 +109,16 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says():
 
 def test_the_permutation_p_is_uniform_without_signal_and_small_with_it(monkeypatch):
     monkeypatch.setattr(identification, "PERMUTATIONS", 400)
-    null = [identification.permutation_p(np.random.default_rng(seed).normal(size=(12, 12)), seed)
+    null = [identification.summary(np.random.default_rng(seed).normal(size=(12, 12)), seed)["p"]
             for seed in range(200)]
     assert 0.42 < np.mean(null) < 0.58
     assert 0.01 <= np.mean(np.array(null) <= 0.05) <= 0.10
-    assert identification.permutation_p(correlate(*world(20, 2, 60))) == 1 / 401
-    assert identification.permutation_p(-correlate(*world(20, 2, 60))) > 0.95
+    assert identification.summary(correlate(*world(20, 2, 60)))["p"] == 1 / 401
+    assert identification.summary(-correlate(*world(20, 2, 60)))["p"] > 0.95
+    # Three images have six pairings: all are made, and the best of them is no rarer than one in six.
+    assert identification.summary(np.eye(3))["p"] == 1 / 6
     constant = np.ones((12, 12))
-    assert identification.permutation_p(constant) == 1
+    assert identification.summary(constant)["p"] == 1
 
 
 # The stage

@@ -1,62 +1,129 @@
-"""Sentence-level scores of decoded captions, in CLIP's text space, beside the words that they share with true ones.
+"""How well captions fit their images, against what people say of these. The one definition, whoever prints it.
 
-The similarity of a caption to an image is the mean cosine of its embedding to those of the image's true captions
-(pooled, projected: CLIP's text features). Identification: the share of the other images whose captions are less similar
-to the decoded one than its own image's are; ties, as between scenes that people describe alike, count one half.
+People's captions are judged by the others that the image has, so decoded ones are judged by as many: every score is the
+mean over leaving each of an image's captions out in turn, and where people are scored, the one left out is the caption
+(the jackknife that ROUGE compares systems and people by: Lin 2004, section 2.1; the best of M references is better than
+the best of M - 1). An image with fewer captions than another has some of them left out more often. Where an image has a
+single caption, none is left out anywhere, and people are not scored.
+
+The similarity of a caption to an image is the mean cosine of its embedding to those of the image's captions in CLIP's
+text space (pooled, projected). Identification: the share of the other images whose captions are less similar to the
+caption than its own image's are; ties, as between scenes that people describe alike, count one half. Overlap: the best
+F1 of the words shared with one of the image's captions.
 """
+import re
+from collections import Counter
+
 import numpy as np
+import torch
 
-from utils import captioning, identification, trials
+from utils import identification, models
 
-FIELDS = ("captions", "dataset", "control", "metric", "direction", "value", "low", "high", "chance", "n_images", "note")
-PEOPLE = "people"
+OTHERS = 20             # of the other images, whose captions say what sharing words by chance comes to
 
 
-def similarities(captions, references, embed):
-    """(n, n) float64: similarity of caption i (of n strings) to image j, whose true captions are references[j].
+def score(captions, references, embed, seed=42):
+    """How well captions fit their images; see the module's words.
 
-    embed: n sentences → (n, dims) unit vectors, see `captioning.clip_text_features`.
+    captions: n strings, or None for people's own. references: n lists of strings, what people say. embed: see
+    `clip_text_features`. Returns "identification": see identification.summary; "similarity", "overlap": means over the
+    images; "similarity_others", "overlap_others": the same with other images; "per_image": the n scores that
+    "identification", "similarity" and "overlap" are means of. Of a single image, which cannot be told from others, all
+    but "overlap" is None.
     """
-    theirs = np.stack([embed(each).mean(axis=0) for each in references]).astype(np.float64)
-    return np.round(embed(captions).astype(np.float64) @ theirs.T, identification.DECIMALS)
+    own, others = _overlaps(captions, references)
+    found = dict.fromkeys(("identification", "similarity", "similarity_others", "overlap_others", "per_image"))
+    found["overlap"] = float(own.mean())
+    if len(references) < 2:
+        return found
+    table, similar = _identified(captions, references, embed)
+    n, near = len(similar), np.diagonal(similar)
+    return found | {
+        "identification": identification.summary_of(table, seed), "similarity": float(near.mean()),
+        "similarity_others": float((similar.sum() - near.sum()) / (n * (n - 1))), "overlap_others": others,
+        "per_image": {"identification": np.diagonal(table).tolist(), "similarity": near.tolist(),
+                      "overlap": own.tolist()}}
 
 
-def scores(captions, references, embed):
-    """{metric: ((n,) per image, chance)} of captions of n images; identification in percent. See the module's words."""
-    similar = similarities(captions, references, embed)
-    own, n = np.diagonal(similar), len(captions)
-    shared = [captioning.overlap(*pair) for pair in zip(captions, references)]
-    following = [captioning.overlap(caption, references[(i + 1) % n]) for i, caption in enumerate(captions)]
-    return {
-        "CLIP text similarity": (own, float((similar.sum() - own.sum()) / (n * (n - 1)))),
-        "CLIP text identification": (100 * identification.accuracy(similar), 100 * identification.CHANCE),
-        "word F1": (np.array(shared), float(np.mean(following))),
-    }
+def _left_out(references):
+    """[(n,) position of the caption that is left out of each image's, or None for none], to be averaged over."""
+    counts = np.array([len(each) for each in references])
+    return [k % counts for k in range(counts.max())] if counts.min() > 1 else [None]
 
 
-def rows(ws, device, seed):
-    """(rows of FIELDS, files read) of all files of decoded captions; last, one person's caption against the others'."""
-    found = ws.found_captions()
-    if not found:
-        return [], []
-    count = len(trials.test_stimuli(ws))
-    references = captioning.people(ws, ws.workdir)
-    embed = captioning.clip_text_features(device)
-    made = []
-    for path, target, dataset, control in found:
-        captions = captioning.read(path, count, "decode_captions.py")
-        said = {None: "", "true_features": "true features"}.get(control, "shuffled trials")
-        made += _rows((target.removesuffix("_occluded"), dataset, said), scores(captions, references, embed), seed)
-    if all(len(each) > 1 for each in references):
-        first, others = [each[0] for each in references], [each[1:] for each in references]
-        made += _rows((PEOPLE, "nsd", ""), scores(first, others, embed), seed,
-                      "each image's first true caption against its others, a ceiling")
-    return made, [path for path, *_ in found]
+def _identified(captions, references, embed):
+    """((n, n) accuracies as of identification.pairwise_accuracy, (n, n) similarity of caption i to image j)."""
+    theirs = [embed(each).astype(np.float64) for each in references]
+    said = None if captions is None else embed(captions).astype(np.float64)
+    tables, similarities = [], []
+    for out in _left_out(references):
+        if out is None:
+            kept = np.stack([each.mean(0) for each in theirs])
+        else:
+            kept = np.stack([(each.sum(0) - each[k]) / (len(each) - 1) for each, k in zip(theirs, out)])
+        mine = np.stack([each[k] for each, k in zip(theirs, out)]) if said is None else said
+        similarities.append(np.round(mine @ kept.T, identification.DECIMALS))
+        tables.append(identification.pairwise_accuracy(similarities[-1]))
+    return np.mean(tables, axis=0), np.mean(similarities, axis=0)
 
 
-def _rows(names, scored, seed, note=""):
-    made = []
-    for metric, (values, chance) in scored.items():
-        numbers = (float(each) for each in (values.mean(), *identification.interval(values, seed)))
-        made.append(dict(zip(FIELDS, (*names, metric, "higher", *numbers, chance, len(values), note))))
-    return made
+def _overlaps(captions, references):
+    """((n,) overlap of each caption with its image's, mean overlap with up to OTHERS other images'; None of one)."""
+    theirs, n = [[_words(each) for each in of_image] for of_image in references], len(references)
+    said = None if captions is None else [_words(caption) for caption in captions]
+    own, others = [], []
+    for out in _left_out(references):
+        kept = theirs if out is None else [each[:k] + each[k + 1:] for each, k in zip(theirs, out)]
+        mine = [each[k] for each, k in zip(theirs, out)] if said is None else said
+        own.append([_best(*pair) for pair in zip(mine, kept)])
+        others += [_best(words, kept[(number + shift) % n]) for shift in range(1, min(OTHERS, n - 1) + 1)
+                   for number, words in enumerate(mine)]
+    return np.mean(own, axis=0), float(np.mean(others)) if others else None
+
+
+def overlap(caption, references):
+    """Largest F1 of the words that a caption shares with one of its references, in [0, 1]; repeated words count."""
+    return _best(_words(caption), [_words(reference) for reference in references])
+
+
+def _best(words, references):
+    def f1(other):
+        both = sum((words & other).values())
+        return 2 * both / (sum(words.values()) + sum(other.values())) if both else 0.0
+
+    return max(map(f1, references))
+
+
+def _words(sentence):
+    return Counter(re.findall(r"[a-z0-9']+", sentence.lower()))
+
+
+def people_can_be_scored(references):
+    """Whether each image has captions to judge the one left out by."""
+    return min(map(len, references)) > 1
+
+
+def clip_text_features(device):
+    """A function of n sentences → (n, dims) float32 unit vectors, CLIP's text features."""
+    model, _, tokenizer = models.clip(device)
+    longest = model.config.text_config.max_position_embeddings
+
+    @torch.inference_mode()
+    def embed(sentences):
+        tokens = tokenizer(sentences, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
+        pooled = model.text_model(**tokens).pooler_output
+        return torch.nn.functional.normalize(model.text_projection(pooled).float(), dim=-1).cpu().numpy()
+
+    return embed
+
+
+def sentence(scored):
+    """`score`'s result as a line for a reader."""
+    found = scored["identification"]
+    if found is None:
+        return f"one image, which cannot be told from others; words shared with people's captions (F1) {scored['overlap']:.2f}"
+    low, high = found["interval"]
+    return (f"decoded captions tell their image from others in {found['accuracy']:.3f} [{low:.2f}, {high:.2f}] of "
+            f"cases, p = {found['p']:.4f}, chance {found['chance']} ({found['images']} images, CLIP's text features); "
+            f"words shared with people's captions (F1) {scored['overlap']:.2f}, with those of other images "
+            f"{scored['overlap_others']:.2f}")

@@ -1,22 +1,18 @@
-"""BLIP: the visual embedding of an image, captions from an embedding, and how well decoded captions fit.
+"""BLIP: the visual embedding of an image and captions from an embedding.
 
 The embedding is taken at 5/8 of the size that the checkpoint was trained at, with interpolated position embeddings:
 Takagi & Nishimoto (arXiv 2306.11536) feed 240 px to BLIP base, whose own size is 384, and get 226×768 numbers.
 """
-import re
-from collections import Counter
-
 import numpy as np
 import torch
 
-from utils import cli, decoded, diffusion, features, identification, images, layout, models, nsd, s3, store, trials
+from utils import caption_scores, cli, decoded, diffusion, features, images, layout, models, nsd, s3, store, trials
 from utils.errors import Problem
 
 FEATURE_SHARE = 240 / 384  # side of the images, as a share of the checkpoint's own size
 BEAMS = {"num_beams": 3, "min_length": 5, "max_length": 20, "repetition_penalty": 1.5}  # docs/algorithms.md#captions
 AUTO_BATCH = {"cuda": 64, "mps": 16, "cpu": 16}  # captions generated at once
 BLOCK = 256  # captions between two writes: the most that a killed run has to redo
-OTHERS = 20  # of the other images, whose captions say what sharing words by chance comes to
 
 
 class Captioner:
@@ -113,7 +109,7 @@ def decode(args):
                           **made_from)
     with store.locked(path):
         if store.is_done(path, wanted, args.overwrite):
-            print(f"{path.stem}: done before; {sentence(store.read_json(layout.sidecar(path))['score'])}")
+            print(f"{path.stem}: done before; {caption_scores.sentence(store.read_json(layout.sidecar(path))['score'])}")
             return
         references = people(ws, args.workdir)
         found = []
@@ -121,12 +117,12 @@ def decode(args):
             for batch in batches(range(len(references)), size):
                 found += captions_of(batch)
                 bar.update(len(batch))
-        scored = score(found, references, clip_text_features(device))
+        scored = caption_scores.score(found, references, caption_scores.clip_text_features(device))
         store.write_text(ws.captions_people(), "".join(f"{one_line(of_image[0])}\n" for of_image in references))
         with store.atomic(path) as temporary:
             temporary.write_text("".join(f"{caption}\n" for caption in found), encoding="utf-8", newline="\n")
             store.finish(path, wanted, temporary, score=scored)
-    print(f"{path.stem}: {sentence(scored)}")
+    print(f"{path.stem}: {caption_scores.sentence(scored)}")
 
 
 def from_embedding(args, ws, target, device):
@@ -166,67 +162,3 @@ def read(path, count, made_by):
         raise Problem(f"{path} has {sum(bool(caption.strip()) for caption in found)} captions for {count} test images",
                       f"run {made_by} --overwrite")
     return found
-
-
-# How well captions fit
-
-
-def clip_text_features(device):
-    """A function of n sentences → (n, dims) float32 unit vectors, CLIP's text features."""
-    model, _, tokenizer = models.clip(device)
-    longest = model.config.text_config.max_position_embeddings
-
-    @torch.inference_mode()
-    def embed(sentences):
-        tokens = tokenizer(sentences, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
-        pooled = model.text_model(**tokens).pooler_output
-        return torch.nn.functional.normalize(model.text_projection(pooled).float(), dim=-1).cpu().numpy()
-
-    return embed
-
-
-def score(captions, references, embed):
-    """How well captions fit their images, against what people say of these.
-
-    captions: n strings. references: n lists of strings. embed: see `clip_text_features`. Returns
-    "identification": see identification.summary, of the mean embedding of what people say by that of the caption;
-    "overlap": mean best F1 of the words shared with a reference of the image; "overlap_others": of another image.
-    Of a single image, which cannot be told from others, the first two are None.
-    """
-    shared = float(np.mean([overlap(*pair) for pair in zip(captions, references)]))
-    if len(captions) < 2:
-        return {"identification": None, "overlap_others": None, "overlap": shared}
-    said = embed(captions)
-    theirs = np.stack([embed(each).mean(axis=0) for each in references])
-    r = identification.correlations(range(len(captions)), lambda i: theirs[i], lambda j: said[j:j + 1])
-    shifts = range(1, min(OTHERS, len(captions) - 1) + 1)
-    others = [overlap(caption, references[(number + shift) % len(captions)])
-              for shift in shifts for number, caption in enumerate(captions)]
-    return {"identification": identification.summary(r), "overlap_others": float(np.mean(others)), "overlap": shared}
-
-
-def overlap(caption, references):
-    """Largest F1 of the words that a caption shares with one of its references, in [0, 1]; repeated words count."""
-    words = _words(caption)
-
-    def f1(other):
-        both = sum((words & other).values())
-        return 2 * both / (sum(words.values()) + sum(other.values())) if both else 0.0
-
-    return max(f1(_words(reference)) for reference in references)
-
-
-def _words(sentence):
-    return Counter(re.findall(r"[a-z0-9']+", sentence.lower()))
-
-
-def sentence(scored):
-    """`score`'s result as a line for a reader."""
-    found = scored["identification"]
-    if found is None:
-        return f"one image, which cannot be told from others; words shared with people's captions (F1) {scored['overlap']:.2f}"
-    low, high = found["interval"]
-    return (f"decoded captions tell their image from others in {found['accuracy']:.3f} [{low:.2f}, {high:.2f}] of "
-            f"cases, p = {found['p']:.4f}, chance {found['chance']} ({found['images']} images, CLIP's text features); "
-            f"words shared with people's captions (F1) {scored['overlap']:.2f}, with those of other images "
-            f"{scored['overlap_others']:.2f}")

@@ -33,7 +33,7 @@ def controls(material, count):
     if count < FEWEST:
         return np.array([], int)
     names, position, shared = np.unique(material.views.masks, return_inverse=True, return_counts=True)
-    gone = np.flatnonzero(material.gone)
+    gone = np.flatnonzero(material.lost)
     own = gone[shared[position[gone]] == 1]
     gone = own if len(own) else gone
     return gone[figures.evenly(len(gone), CONTROLS)]

@@ -1,4 +1,4 @@
-"""Does activity hold what an occluder hides? The completion index, its tests, and the field's pattern indices.
+"""Does activity hold what an occluder hides? The completion index, and its tests.
 
 docs/amodal_completion.md derives all of this. In short: decoders D are trained on whole images alone and are linear, so
 if the response to an occluded view is (1 - k) · visible-only + k · whole, then so is what is decoded from it. The axis
@@ -16,13 +16,15 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
-from utils import regression
+from utils import permutations, regression
 
 SMALL = 100             # px: side of the pictures that features are taken from
 GRID = 20               # cells per side of the local features
 COARSE = 10             # cells per side of what the context and the encoding model see
 SEEN = 0.01             # an object of which no more than this share is in view is wholly hidden
-MIN_GROUP = 4           # views that share a mask: fewer are left out, as neither mean nor permutation can be had
+CLEAR_SHARE = 0.5       # of an object's silhouette, and
+CLEAR_AREA = 0.0025     # of the picture (a local cell): what the whole picture shows at least of an object in clear view
+MIN_GROUP = 5           # views that share a mask, or they are left out: of 5! = 120 permutations p can fall below 0.01
 MARGINS = (0.0, 0.05, 0.1, 0.15)                # image sides that the hidden region is eroded by
 WHOLE = "none"          # the occluder of a whole image
 BEYOND_RETINOTOPY = ("ventral", "lateral", "parietal")
@@ -72,6 +74,11 @@ class Pictures:
         """n arrays (objects,): share of each object's silhouette in view."""
         return [np.bincount(picture[picture >= 0], minlength=len(area))[:len(area)] / picture.size / area
                 for picture, area in zip(self.labels, self.area)]
+
+    @cached_property
+    def clear(self):
+        """n arrays (objects,) bool: in clear view, neither a speck nor for the most part behind another object."""
+        return [(seen >= CLEAR_SHARE) & (seen * area >= CLEAR_AREA) for seen, area in zip(self.seen, self.area)]
 
 
 def local(images):
@@ -223,8 +230,10 @@ class Axis:
 class Material:
     """All that comes from pictures and none from a brain; made once for every ROI.
 
-    features {name: (train (n, d), test (m, d))}: standardised over the training pictures. axes, control {name: [Axis]}:
-    for views that hide no object wholly, and for those that do (`gone` (v,)), there along what the gone objects hold.
+    features {name: (train (n, d), test (m, d))}: standardised over the training pictures. gone (v,) bool: of an object
+    that is in view in the whole picture nothing is left in the view. lost (v,) bool: and the whole picture shows it in
+    clear view. axes, control {name: [Axis]}: axes for the views that are not gone; control for those that are lost, along
+    what such objects hold. A view that is gone and not lost is in neither.
     train_appearance (n, p), view_appearance (v, p). context_r2 {name: share of the hidden content's variance that the
     context predicts, over the test views}. guess {name: (v, d)}: what it predicts there, NaN where nothing is hidden.
     units {name: mean and sd (2, d)}: of the features before they were standardised. as_shown {name: (v, d)}:
@@ -235,6 +244,7 @@ class Material:
     views: Views
     features: dict
     gone: np.ndarray
+    lost: np.ndarray
     axes: dict
     control: dict
     train_appearance: np.ndarray
@@ -251,10 +261,12 @@ def prepare(train, test, views, extra=None, progress=lambda done: None):
     shown = Pictures(views.shown) if test.labels is None else Pictures(
         views.shown, np.where(views.hidden, np.int8(-1), test.labels[views.rows]),
         tuple(test.area[k] for k in views.rows), tuple(test.kinds[k] for k in views.rows))
-    gone = np.zeros(len(views.rows), bool)
+    gone, clear = np.zeros(len(views.rows), bool), [np.zeros(0, int)] * len(views.rows)
     raw = {"local": (local(train.images), local(test.images), hidden_cells)} | (extra or {})
     if test.labels is not None:
-        gone = np.array([(seen <= SEEN).any() for seen in shown.seen])
+        hidden_wholly = [(seen <= SEEN) & (test.seen[row] > SEEN) for seen, row in zip(shown.seen, views.rows)]
+        gone = np.array([each.any() for each in hidden_wholly])
+        clear = [np.flatnonzero(each & test.clear[row]) for each, row in zip(hidden_wholly, views.rows)]
         raw["objects"] = (inventory(train), inventory(test), None)
     features, units, as_shown = {}, {}, {}
     of_shown = {"local": local(shown.images)} | ({} if test.labels is None else {"objects": inventory(shown)})
@@ -263,8 +275,8 @@ def prepare(train, test, views, extra=None, progress=lambda done: None):
         features[name] = ((fit - mean) / sd, (held - mean) / sd)
         if name in of_shown:
             as_shown[name] = (of_shown[name] - mean) / sd
-    found = Material(views, features, gone, {name: [] for name in raw}, {name: [] for name in raw},
-                     appearance(train), appearance(shown), {},
+    found = Material(views, features, gone, np.array([len(each) > 0 for each in clear]), {name: [] for name in raw},
+                     {name: [] for name in raw}, appearance(train), appearance(shown), {},
                      {name: np.full((len(gone), each[0].shape[1]), np.nan, np.float32) for name, each in raw.items()},
                      units, as_shown)
     left, total = dict.fromkeys(raw, 0.0), dict.fromkeys(raw, 0.0)
@@ -292,8 +304,8 @@ def prepare(train, test, views, extra=None, progress=lambda done: None):
                 values = beyond[whole_in_view]
                 found.axes[feature].append(Axis(rows[whole_in_view], dims, values - values.mean(0), depth[dims]))
             for row, truth, guess in zip(rows, held, held - beyond):
-                if gone[row]:
-                    inside = _of_the_gone(feature, test, shown, row, views.rows[row], dims)
+                if found.lost[row]:
+                    inside = _of_the_lost(feature, test, views.rows[row], clear[row], dims)
                     if inside.any():
                         lost[feature].append((row, dims, truth, guess, inside, depth[dims]))
         progress(1)
@@ -328,17 +340,18 @@ def grid_depth(cells, channels):
     return hides
 
 
-def _of_the_gone(feature, test, shown, row, picture, dims):
-    """(dims,) weights: 1 in the cells that objects wholly hidden in a view fill; or what they hold of each category.
+def _of_the_lost(feature, test, picture, objects, dims):
+    """(dims,) weights: 1 in the cells that `objects`, wholly hidden in a view, fill in the whole test picture; or what
+    that shows of each category.
 
     All 0 for a feature that says neither.
     """
-    lost = np.flatnonzero(shown.seen[row] <= SEEN)
     if feature == "objects":
-        return np.append(np.sqrt(test.area[picture][lost]) @ test.kinds[picture][lost], 0.0)
+        held = np.sqrt(test.area[picture][objects]) * test.seen[picture][objects]
+        return np.append(held @ test.kinds[picture][objects], 0.0)
     if feature != "local":
         return np.zeros(len(dims))
-    filled = _pooled(np.isin(test.labels[picture], lost)[None, ..., None].astype(float), GRID)[0, ..., 0] > 0.5
+    filled = _pooled(np.isin(test.labels[picture], objects)[None, ..., None].astype(float), GRID)[0, ..., 0] > 0.5
     return np.repeat(filled.ravel(), 3)[dims].astype(float)
 
 
@@ -462,22 +475,35 @@ def interval(above, below, seed=42, level=0.95):
     return tuple(float(bound) for bound in np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2]))
 
 
-def permuted(scores, seed=42, draws=PERMUTATIONS):
-    """(observed t, (draws,) t with each view's activity on the innovation of another image behind the same mask).
+def taking_part(material):
+    """(m,) bool: the test pictures of which some view enters the index, by any feature."""
+    there = np.zeros(len(next(iter(material.features.values()))[1]), bool)
+    for axes in material.axes.values():
+        for axis in axes:
+            there[material.views.rows[axis.rows]] = True
+    return there
 
-    t: sum over images by the root of the sum of squares. An image's partner is the next one in a random order of all,
-    so that it is nearly the same behind all masks, and the same for ROIs that are given the same seed.
+
+def permuted(scores, scenes=None, seed=42, draws=PERMUTATIONS):
+    """(observed t, (m,) t with each view's activity on the innovation of an image drawn behind the same mask).
+
+    t: sum over images by the root of the sum of squares. Images are permuted uniformly, each its own partner as often
+    as any other's (see utils.permutations), and the partner is the same behind all masks that hide both. scenes
+    (count,) bool: the images that are permuted, default those in `scores`; ROIs that are given the same scenes and seed
+    get the same permutations.
     """
-    count = len(scores.above)
-    keys = np.random.default_rng((seed, _PERMUTE)).random((draws, count))
-    sums = np.zeros((draws, count))
+    if scenes is None:
+        scenes = np.zeros(len(scores.above), bool)
+        for images, _ in scores.tables:
+            scenes[images] = True
+    position = np.cumsum(scenes) - 1
+    orders = permutations.orders(int(scenes.sum()), draws, np.random.default_rng((seed, _PERMUTE)))
+    sums = np.zeros((len(orders), len(scores.above)))
     for images, table in scores.tables:
-        order = np.argsort(keys[:, images], axis=1)
-        partner = np.empty_like(order)
-        np.put_along_axis(partner, order, np.roll(order, -1, axis=1), axis=1)
-        picked = table[np.arange(len(images)), partner]
+        ascending = np.argsort(images)
+        partner = permutations.induced(orders, position[images[ascending]])
         # An image may be behind several masks, but behind each once.
-        sums[:, images] += picked
+        sums[:, images[ascending]] += table[ascending, ascending[partner]]
     return _t(scores.above), _t(sums)
 
 
@@ -486,13 +512,12 @@ def _t(per_image):
 
 
 def p_values(observed, null):
-    """{ROI: (p, p corrected over the ROIs by the largest t of each draw)}, one-sided (Phipson & Smyth 2010).
+    """{ROI: (p, p corrected over the ROIs by the largest t of each permutation)}, one-sided (see utils.permutations).
 
-    observed {ROI: t}, null {ROI: (draws,)}.
+    observed {ROI: t}, null {ROI: (m,)}.
     """
     largest = np.max(list(null.values()), axis=0)
-    return {roi: tuple(float((1 + np.count_nonzero(of >= t)) / (len(of) + 1)) for of in (null[roi], largest))
-            for roi, t in observed.items()}
+    return {roi: tuple(permutations.p_value(t, of) for of in (null[roi], largest)) for roi, t in observed.items()}
 
 
 def feature_of(roi):
@@ -530,53 +555,7 @@ def guessed(material, feature, views, invented, seed=42):
     return float(above.sum() / below.sum()), *interval(above[there], below[there], seed)
 
 
-# the field's pattern indices
-
-
-def pattern_indices(first, second, whole, rows, masks, pairs, seed=42):
-    """Object completion and occlusion invariance index (Coggan & Tong 2024), each (value, low, high).
-
-    first, second (v, voxels): patterns of the views in two disjoint sets of trials. whole (m, voxels): of the whole
-    images.
-    rows (v,), masks (v,): see Views. pairs: [(mask, mask)], what one hides the other shows. Each pattern is taken
-    without the mean over the scenes of its mask. All correlations are between patterns of different trials.
-    completion = (r[same scene, complementary] - r[other scene, complementary]) / (r[same scene, same occluder] -
-    r[other scene, complementary]); invariance: the same with the whole image for the complementary view. Interval:
-    bootstrap over scenes. NaN where there are no pairs.
-    """
-    completion, invariance = [], []         # per scene: same complementary, other complementary, same same
-    for one, other in pairs:
-        for a, b in ((one, other), (other, one)):
-            here, there = (dict(zip(rows[masks == name], np.flatnonzero(masks == name))) for name in (a, b))
-            both = sorted(set(here) & set(there))
-            if len(both) < MIN_GROUP:
-                continue
-            mine, theirs = [here[k] for k in both], [there[k] for k in both]
-            again = np.diagonal(_correlations(first[mine], second[mine]))
-            for found, partner in ((completion, second[theirs]), (invariance, whole[both])):
-                r = _correlations(first[mine], partner)
-                apart = (r.sum(1) - np.diagonal(r)) / (len(r) - 1)
-                found.append((np.array(both), np.diagonal(r), apart, again))
-    return _ratio_of(completion, seed), _ratio_of(invariance, seed)
-
-
-def _correlations(a, b):
-    return row_correlations(*(each - each.mean(0) for each in (a, b)))
-
-
 def row_correlations(a, b):
     """(n, m) correlations of the rows of a (n, d) with those of b (m, d)."""
     a, b = (each - each.mean(1, keepdims=True) for each in (a, b))
     return (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
-
-
-def _ratio_of(found, seed):
-    if not found:
-        return np.nan, np.nan, np.nan
-    count = max(images.max() for images, *_ in found) + 1
-    above, below = np.zeros(count), np.zeros(count)
-    for images, same, apart, again in found:
-        above[images] += same - apart
-        below[images] += again - apart
-    there = np.unique(np.concatenate([images for images, *_ in found]))
-    return float(above.sum() / below.sum()), *interval(above[there], below[there], seed)

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils import cli, closeness, closeups, completion, decoding, diffusion, inpainting, layout, models, mrifeat, nsd
-from utils import occluded_viewing, reconstruction, s3, store, trials
+from utils import occluded_viewing, pattern_indices, permutations, reconstruction, s3, store, trials
 from utils.errors import Problem
 
 SCRIPT = "amodal_completion.py"
-FIELDS = ("roi", "feature", "primary", "index", "low", "high", "p", "p_corrected", "truth", "enough_signal",
-          "decoded_r2", "whole", "whole_low", "whole_high", "reliability", "hidden", "hidden_low", "hidden_high",
+FIELDS = ("roi", "feature", "primary", "index", "low", "high", "p", "p_corrected", "smallest_p", "truth",
+          "enough_signal", "decoded_r2", "whole", "whole_low", "whole_high", "reliability", "hidden", "hidden_low", "hidden_high",
           "images", "views", "voxels")
 MARGINS = ("roi", "margin", "index", "low", "high")
 PATTERNS = ("roi", "object_completion", "completion_low", "completion_high",
@@ -62,7 +62,7 @@ def run(args):
         store.write_csv(ws.completion_result(name, "csv"), fields, rows, FORM)
     summary = {"context_r2": material.context_r2, "generator": generator, "reconstructions": pictures,
                "simulated": occluded_viewing.truth(root) is not None,
-               "views_with_a_hidden_object": int(material.gone.sum())}
+               "views_with_a_hidden_object": int(material.lost.sum())}
     store.write_csv(table, FIELDS, results, FORM, wanted | summary)
     return read_table(ws), store.read_json(layout.sidecar(table))
 
@@ -181,7 +181,7 @@ def _one_roi(roi, found, material, events, shown_again, stimuli, seed):
     average = np.stack([occluded[again].mean(0) for again in shown_again])
     images, count = material.views.rows, len(stimuli)
 
-    rows, margins, near, permuted = [], [], [], None
+    rows, margins, near, permuted, scenes = [], [], [], None, completion.taking_part(material)
     every = np.arange(len(images))
     primary = completion.feature_of(roi) if "objects" in readout else "local"
     for feature, decode in readout.items():
@@ -216,8 +216,9 @@ def _one_roi(roi, found, material, events, shown_again, stimuli, seed):
             "reliability": 2 * r / (1 + r), "hidden": hidden.index if hidden.below.any() else np.nan,
             "hidden_low": hidden_bounds[0], "hidden_high": hidden_bounds[1], "images": int(there.sum()),
             "views": int((~material.gone).sum()), "voxels": train.shape[1]})
-        tested = completion.permuted(scores, seed)
-        rows[-1]["p"] = completion.p_values({roi: tested[0]}, {roi: tested[1]})[roi][0]
+        tested = completion.permuted(scores, scenes, seed)
+        rows[-1] |= {"p": permutations.p_value(*tested),
+                     "smallest_p": permutations.smallest_p(int(scenes.sum()), completion.PERMUTATIONS)}
         if feature == primary:
             permuted = tested
         if feature == "local":
@@ -235,7 +236,7 @@ def _one_roi(roi, found, material, events, shown_again, stimuli, seed):
         if min(map(len, shown_again)) > 1 else (None, None)
     patterns = {"roi": roi}
     if first is not None:
-        both = completion.pattern_indices(first, second, standard(single), images, material.views.masks,
+        both = pattern_indices.indices(first, second, standard(single), images, material.views.masks,
                                           complementary(material.views), seed)
         for name, short, found_index in zip(("object_completion", "occlusion_invariance"),
                                             ("completion", "invariance"), both):
@@ -327,7 +328,7 @@ def _closeups(args, ws, root, model, material, pairs, activity, shown_again, wan
     brain, context = closeups.make(args, model, shown, hidden, chosen, decoded["init_latent"], decoded["c"])
     with nsd.Stimuli(nsd.stimuli_path(root, args.workdir)) as source:
         truth = source.read([stimulus for stimulus, _ in named])
-    closeups.write(ws, wanted, chosen, named, material.gone[chosen],
+    closeups.write(ws, wanted, chosen, named, material.lost[chosen],
                    {"shown": shown, "truth": truth, "brain": brain, "context": context,
                     "hidden": 255 * hidden.astype(np.uint8)})
     near, held = closeups.compare(material, chosen, brain, context, args.seed)
@@ -391,8 +392,9 @@ def sentence(row):
         return (f"{row['roi']} ({row['feature']}): too little signal to say (index {row['index']:.2f} "
                 f"[{row['low']:.2f}, {row['high']:.2f}]{known})")
     p = "p < 0.001" if row["p_corrected"] < 0.001 else f"p = {row['p_corrected']:.3f}"
+    few = f" (so few scenes allow {row['smallest_p']:.3f} at least)" if row["smallest_p"] > 0.001 else ""
     return (f"{row['roi']} ({row['feature']}): completion index {row['index']:.2f} "
-            f"[{row['low']:.2f}, {row['high']:.2f}], {p} corrected over ROIs{known}{hidden}")
+            f"[{row['low']:.2f}, {row['high']:.2f}], {p} corrected over ROIs{few}{known}{hidden}")
 
 
 def told(near, rows):

@@ -1,7 +1,12 @@
 """What evaluate.py does around the table, the captions' scores and the held-out check: in order, written, and told."""
-from utils import caption_scores, cli, evaluation_table, figures, held_out, layout, models, store
+import numpy as np
+
+from utils import (caption_scores, captioning, cli, evaluation_table, figures, held_out, identification, layout, models,
+                   store, trials)
 from utils.errors import Problem
 
+CAPTIONS = ("captions", "dataset", "control", "metric", "direction", "value", "low", "high", "chance", "n_images",
+            "note")
 READING = (
     "Decoders refitted without the training stimuli of each test image's own cluster (Shirakawa et al. 2024); "
     "identification of decoded features, chance 50. Within the cluster, what stays above chance was not learnt from "
@@ -56,7 +61,7 @@ def _table(args, ws, device):
 def _captions(args, ws, device):
     """The captions' part of the text; their table is written. Says so where none are decoded, or people's missing."""
     try:
-        rows, read = caption_scores.rows(ws, device, args.seed)
+        rows, read = caption_rows(ws, device, args.seed)
     except Problem as problem:
         cli.say(f"captions: not scored, {' '.join(str(problem).split())}")
         return f"Decoded captions: not scored ({' '.join(problem.what.split())}).\n"
@@ -64,8 +69,39 @@ def _captions(args, ws, device):
         return "Decoded captions: none (decode_captions.py makes them).\n"
     record = store.record(evaluation_table.SCRIPT, {"subject": args.subject, "seed": args.seed}, read,
                           network=models.identity("clip"), simulated=figures.is_simulated(ws))
-    store.write_csv(ws.evaluation_result("captions", "csv"), caption_scores.FIELDS, rows, evaluation_table.FORM, record)
+    store.write_csv(ws.evaluation_result("captions", "csv"), CAPTIONS, rows, evaluation_table.FORM, record)
     return captions_markdown(ws, rows)
+
+
+def caption_rows(ws, device, seed):
+    """(rows of CAPTIONS, files read) of all files of decoded captions; last, of people's own captions."""
+    found = ws.found_captions()
+    if not found:
+        return [], []
+    count = len(trials.test_stimuli(ws))
+    references = captioning.people(ws, ws.workdir)
+    embed = caption_scores.clip_text_features(device)
+    made = []
+    for path, target, dataset, control in found:
+        said = {None: "", "true_features": "true features"}.get(control, "shuffled trials")
+        made += _caption_rows((target.removesuffix("_occluded"), dataset, said), caption_scores.score(
+            captioning.read(path, count, "decode_captions.py"), references, embed, seed), seed)
+    if caption_scores.people_can_be_scored(references):
+        made += _caption_rows(("people", "nsd", ""), caption_scores.score(None, references, embed, seed), seed,
+                              "each true caption against the image's others, a ceiling")
+    return made, [path for path, *_ in found]
+
+
+def _caption_rows(names, scored, seed, note=""):
+    each, chance = scored["per_image"], 100 * identification.CHANCE
+    if each is None:
+        raise Problem("a single image's captions cannot be told from others", "decode at least two")
+    metrics = {"CLIP text similarity": (np.array(each["similarity"]), scored["similarity_others"]),
+               "CLIP text identification": (100 * np.array(each["identification"]), chance),
+               "word F1": (np.array(each["overlap"]), scored["overlap_others"])}
+    return [dict(zip(CAPTIONS, (*names, metric, "higher", float(values.mean()),
+                                *map(float, identification.interval(values, seed)), other, len(values), note)))
+            for metric, (values, other) in metrics.items()]
 
 
 def captions_markdown(ws, rows):
@@ -79,7 +115,8 @@ def captions_markdown(ws, rows):
         lines.append(f"| {label} | {row['n_images']} | {row['metric']} | {value} | {row['chance']:.{digits}f} |")
     return "\n".join([
         *lines, "", "Similarity: mean cosine to the image's true captions in CLIP's text space; chance: to those of "
-        "other images. Identification in percent. \"people\": one true caption against the image's others.", ""])
+        "other images. Identification in percent. All are means over leaving each true caption out in turn; \"people\" "
+        "scores the one left out.", ""])
 
 
 def held_out_markdown(ws, rows):

@@ -7,7 +7,7 @@ The accuracy of image i is the share of the other images j with r[i, j] < r[i, i
 """
 import numpy as np
 
-from utils import image_features, store
+from utils import image_features, permutations, store
 from utils.errors import Problem
 
 CHANCE = 0.5
@@ -153,26 +153,29 @@ def interval(scores, seed=42, level=0.95):
     return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
 
 
-def permutation_p(r, seed=42):
+def permutation_p(table, seed=42):
     """One-sided p of the mean accuracy, were it arbitrary which reconstruction belongs to which original.
 
-    PERMUTATIONS draws, the one observed counted among them (Phipson & Smyth 2010), so p ≥ 1/(PERMUTATIONS + 1).
+    table (n, n): see `pairwise_accuracy`. All permutations where there are no more than PERMUTATIONS, else so many; see
+    utils.permutations.
     """
-    table = pairwise_accuracy(r)
-    random = np.random.default_rng((seed, _PERMUTE))
-    n = len(r)
-    observed = np.trace(table) / n
+    n = len(table)
+    orders = permutations.orders(n, PERMUTATIONS, np.random.default_rng((seed, _PERMUTE)))
     rows = np.arange(n)
-    chance = np.array([table[rows, random.permutation(n)].mean() for _ in range(PERMUTATIONS)])
-    return (1 + np.count_nonzero(chance >= observed - 1e-12)) / (PERMUTATIONS + 1)
+    return permutations.p_value(np.trace(table) / n, [table[rows, order].mean() for order in orders])
 
 
 def summary(r, seed=42):
     """What identification says of a run, for its record: mean accuracy, its 95% interval over images, p, chance."""
-    scores = accuracy(r)
+    return summary_of(pairwise_accuracy(r), seed)
+
+
+def summary_of(table, seed=42):
+    """`summary`, of accuracies as `pairwise_accuracy` gives them, (n, n)."""
+    scores = np.diagonal(table)
     low, high = interval(scores, seed)
     return {"accuracy": float(scores.mean()), "interval": [float(low), float(high)], "chance": CHANCE,
-            "p": permutation_p(r, seed), "images": len(r), "seed": seed}
+            "p": permutation_p(table, seed), "images": len(table), "seed": seed}
 
 
 def sentence(subject, run, feature, found):
