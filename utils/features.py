@@ -3,10 +3,11 @@ import contextlib
 import itertools
 
 import numpy as np
-import torch
 
-from utils import __version__, cli, images, layout, models, nsd, occlusion, s3, store
+from utils import __version__, cli, images, layout, lazy, models, nsd, occlusion, s3, store
 from utils.errors import Problem
+
+torch = lazy.module("torch")
 
 SHARD = 256  # stimuli a file: the most that a killed run has to redo
 AUTO_BATCH = {"cuda": 64, "mps": 16, "cpu": 16}
