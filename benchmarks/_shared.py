@@ -1,16 +1,20 @@
-"""What several benchmarks need: the fastest of a few calls, the two Stable Diffusions, and the published procedure."""
+"""What several benchmarks need: times of calls and of processes, the two Stable Diffusions, the published procedure."""
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mini_nsd import scenes
-from utils import diffusion, models
+from utils import diffusion, lazy, models
 
-CPU = torch.device("cpu")
-REAL = Path(__file__).resolve().parents[1] / ".bench"     # SD 1.4's architecture, 2 GB
+torch = lazy.module("torch")  # a process that measures others' memory must be small: a child's peak begins with its parent's
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL = ROOT / ".bench"     # SD 1.4's architecture, 2 GB
 CAPTIONS = 5
 
 
@@ -29,23 +33,37 @@ def fastest(function, repeats):
     return min(times)
 
 
+def process(*command):
+    """(wall seconds, processor seconds, peak MiB, stdout) of a Python process on one thread."""
+    with tempfile.TemporaryFile("w+") as out:
+        start = time.perf_counter()
+        child = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, stdout=out, stderr=subprocess.DEVNULL,
+                                 env=os.environ | {"OMP_NUM_THREADS": "1"})
+        _, status, used = os.wait4(child.pid, 0)
+        wall, child.returncode = time.perf_counter() - start, os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise subprocess.CalledProcessError(child.returncode, command)
+        out.seek(0)
+        return wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, out.read()
+
+
 def products(device, dtype, size=4096):
     """Floating-point operations a second of large matrix products on a device."""
     one = torch.randn(size, size, device=device).to(dtype)
     return 2 * size ** 3 / fastest(lambda: (one @ one)[0, 0].item(), 3)
 
 
-def small(dtype, device=CPU):
-    """The small model of the simulated world."""
+def small(dtype, device=None):
+    """The small model of the simulated world. device: default the CPU."""
     os.environ["NSD_MODELS"] = "tiny"
-    return diffusion.LatentDiffusion(models.StableDiffusion("sd", device, dtype))
+    return diffusion.LatentDiffusion(models.StableDiffusion("sd", device or torch.device("cpu"), dtype))
 
 
-def real(dtype, device=CPU):
+def real(dtype, device=None):
     """SD 1.4's architecture with random weights, as the slow tests build it."""
     write_real()
     os.environ["NSD_MODELS"] = str(REAL)
-    return diffusion.LatentDiffusion(models.StableDiffusion("sd", device, dtype))
+    return diffusion.LatentDiffusion(models.StableDiffusion("sd", device or torch.device("cpu"), dtype))
 
 
 def write_real(folder=REAL):

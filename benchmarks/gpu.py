@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from utils import cli, store  # noqa: E402
 
-WHOLE = 530  # seconds for all parts
+MINUTES = 8.8  # for all parts
 
 
 class Bench:
@@ -431,11 +431,13 @@ def main():
     parser.add_argument("--batches", nargs="+", type=int, metavar="N", help="samples at once (default: 1 4 16 32; 1 2)")
     parser.add_argument("--out", type=Path, default=ROOT / ".bench", metavar="DIR",
                         help="folder of gpu.md and gpu.json (default: .bench)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, metavar="N",
+                        help=f"time for all parts; each part's own share goes with it (default: {MINUTES})")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.batches = args.batches or ([1, 2] if args.small else [1, 4, 16, 32])
-    if min(args.batches) < 1:
-        parser.error("--batches are at least 1")
+    if min(args.batches) < 1 or not args.minutes > 0:
+        parser.error("--batches are at least 1, --minutes above 0")
     if args.part:
         PARTS[args.part][0](Bench(args.small, args.batches))
         return
@@ -447,12 +449,12 @@ def main():
         on["device"] = "CPU, no GPU: a rehearsal"
     parts = {}
     for part in args.parts:
-        left = WHOLE - (time.monotonic() - started)
+        left = 60 * args.minutes - (time.monotonic() - started)
         if left < 5:
             parts[part] = {"lines": [], "fault": "not begun: the time was over", "seconds": 0}
         else:
             began = time.monotonic()
-            lines, fault = run(part, args, min(PARTS[part][1], left))
+            lines, fault = run(part, args, min(PARTS[part][1] * args.minutes / MINUTES, left))
             parts[part] = {"lines": lines, "fault": fault, "seconds": time.monotonic() - began}
         cli.say(f"{part}: {len(parts[part]['lines'])} lines in {parts[part]['seconds']:.0f} s"
                 + (f", {parts[part]['fault']}" if parts[part]["fault"] else ""))

@@ -109,10 +109,10 @@ def img2feat_dpt(args):
 def vgg19(args):
     """The Caffe VGG19's layers of 8 images in bfloat16, and two steps of the inversion of 4 with the relu7 generator."""
     import torch
-    from benchmarks._shared import CPU, vgg19_and_generator
+    from benchmarks._shared import vgg19_and_generator
     from utils import icnn
 
-    encoder, generator, _ = vgg19_and_generator(CPU)
+    encoder, generator, _ = vgg19_and_generator(torch.device("cpu"))
     pictures = torch.randn(8, 3, encoder.image_size, encoder.image_size)
     seconds = timed(lambda: icnn.activations(encoder, pictures, icnn.LAYERS, torch.bfloat16))
     extracted = operations(lambda: icnn.activations(encoder, pictures, icnn.LAYERS, torch.bfloat16))

@@ -21,7 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks._shared import (  # noqa: E402
-    CPU, extract_as_published, extract_features, fastest, real, scene_stimuli, small)
+    extract_as_published, extract_features, fastest, real, scene_stimuli, small)
 from utils import diffusion, evaluators, identification, images, layout  # noqa: E402
 
 IMAGES = 64
@@ -57,7 +57,7 @@ def precision(build, shape, name):
 def solvers(workdir, count):
     """Identification and agreement with DDIM's 50 steps, by solver and steps, from what the demo decoded."""
     model, ws = small(torch.bfloat16), layout.Workspace(Path(workdir), "subj01")
-    judges = evaluators.Evaluators(["clip", "alexnet5"], CPU)
+    judges = evaluators.Evaluators(["clip", "alexnet5"], torch.device("cpu"))
     latents, text = (np.load(ws.scores([roi], name))[:count] for name, roi in (("init_latent", "early"), ("c", "ventral")))
     originals = judges(np.stack([images.load(layout.original_image(ws.samples("cvpr"), index)) for index in range(count)]))
     start = model.start_image(torch.from_numpy(latents))
