@@ -11,7 +11,7 @@ import numpy as np
 from mini_nsd import scenes
 from utils import diffusion, lazy, models
 
-torch = lazy.module("torch")  # a process that measures others' memory must be small: a child's peak begins with its parent's
+torch = lazy.module("torch")  # a process that measures others must be small: their peak begins with its own
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT / ".bench"     # SD 1.4's architecture, 2 GB

@@ -188,8 +188,8 @@ def compiled(bench):
         start = time.perf_counter()
         step, plain = unet_step(model, count, last=True, backend=backend)
         step()
-        bench.measured(f"batch {count}, {named(bench.half)}, channels_last, compiled ({backend})", step, count, "steps/s",
-                       bench.half, group="unet", counting=("unet", plain), counted=("unet", count, bench.half.itemsize),
+        what = f"batch {count}, {named(bench.half)}, channels_last, compiled ({backend})"
+        bench.measured(what, step, count, "steps/s", bench.half, group="unet", counting=("unet", plain), counted=("unet", count, bench.half.itemsize),
                        note=f"compiling took {time.perf_counter() - start:.0f} s")
 
 
@@ -203,7 +203,7 @@ def vae(bench):
             for count in batches:
                 inputs = vae_inputs(model, kind, count)
                 bench.measured(f"{kind} {count} × {model.size} px, {named(dtype)}",
-                               lambda kind=kind, inputs=inputs: getattr(model, kind)(inputs), count, "pictures/s", dtype,
+                               lambda: getattr(model, kind)(inputs), count, "pictures/s", dtype,
                                group=kind, counting=kind, reference=batches is not bench.batches,
                                counted=(kind, count, dtype.itemsize))
 
@@ -211,8 +211,8 @@ def vae(bench):
 def vae_inputs(model, kind, count):
     import torch
 
-    shape = (model.latent_channels, model.latent_side, model.latent_side) if kind == "decode" else (3, model.size, model.size)
-    return torch.randn(count, *shape, device=model.device)
+    latent = (model.latent_channels, model.latent_side, model.latent_side)
+    return torch.randn(count, *(latent if kind == "decode" else (3, model.size, model.size)), device=model.device)
 
 
 def features(bench):
@@ -225,9 +225,9 @@ def features(bench):
     stimuli, captions = _shared.scene_stimuli(most)
     slow = bench.build(torch.float32, bench.device)
     for model, count in ((slow, 1), (bench.build(bench.half, bench.device), most)):
-        bench.measured(f"batch {count}, {named(model.dtype)}", lambda model=model, count=count: _shared.extract_features(
-            model, stimuli[:count], captions[:count]), count, "images/s", model.dtype, group="features",
-            counting="features", reference=model is slow)
+        bench.measured(f"batch {count}, {named(model.dtype)}",
+                       lambda: _shared.extract_features(model, stimuli[:count], captions[:count]), count, "images/s",
+                       model.dtype, group="features", counting="features", reference=model is slow)
     bench.measured("as published: one at a time with 40 denoising steps, float32", lambda: _shared.extract_as_published(
         slow, stimuli[0], captions[0]), 1, "images/s", torch.float32, group="features", repeats=1)
 
@@ -265,7 +265,7 @@ def ridge(bench):
     for mode in ("paper", "fixed"):
         bench.forget_peak()
         seconds = float(against.measure_himalaya(*size, mode, backend, whole=False)["total"][0])
-        show({"what": f"{label(*size)}, {mode}, himalaya's {backend}, scaled from a fold and three batches of dims (reference)",
+        show({"what": f"{label(*size)}, {mode}, himalaya's {backend}, scaled from a fold and a slice (reference)",
               "group": f"ridge {label(*size)} {mode}", "reference": True, "unit": "dims/s", "seconds": seconds,
               "rate": size[-1] / seconds, "peak": bench.peak()})
 
@@ -292,7 +292,8 @@ def decoded(bench, trials, voxels, dims, mode):
     from utils.regression import Decoder
 
     train, stimulus, targets, test = against.simulate(trials, voxels, dims)
-    line = {"what": f"{label(trials, voxels, dims)}, {mode}", "unit": "dims/s", "group": f"ridge {label(trials, voxels, dims)} {mode}"}
+    size = label(trials, voxels, dims)
+    line = {"what": f"{size}, {mode}", "unit": "dims/s", "group": f"ridge {size} {mode}"}
     bench.forget_peak()
     out = np.empty((len(test), dims), np.float32)
     start = time.perf_counter()
@@ -313,7 +314,7 @@ def decoded(bench, trials, voxels, dims, mode):
 
 
 def inversion(bench):
-    """Pictures inverted a second in 200 steps, by the Caffe VGG19 and the relu7 generator: one at a time against a batch."""
+    """Pictures inverted a second in 200 steps, by the Caffe VGG19 and the relu7 generator: a batch against one."""
     import torch
 
     from benchmarks import _shared
@@ -365,7 +366,8 @@ PARTS = {"prepare": (prepare, 90), "products": (products, 30), "unet": (unet, 80
 
 def run(part, args, seconds):
     """(lines, what went wrong or None) of a part in a process of its own, ended when its time is over."""
-    command = [sys.executable, __file__, "--part", part, "--batches", *map(str, args.batches)] + ["--small"] * args.small
+    command = [sys.executable, __file__, "--part", part, "--batches", *map(str, args.batches)]
+    command += ["--small"] * args.small
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         try:
             status = subprocess.run(command, stdout=out, stderr=err, timeout=seconds).returncode
@@ -403,8 +405,8 @@ def table(about, parts):
         for line in found["lines"] if part != "counted" else ():
             rate = f"{line['rate']:.4g} {line['unit']}" if line.get("rate") else "–"
             cells = [part, line["what"], _cell(line.get("seconds"), ".4g"), rate, _cell(line.get("tflops"), ".3g"),
-                     _cell(line.get("share"), ".0%"), _cell(line.get("ratio"), ".3g", "×"), _cell(line.get("peak"), ".2f"),
-                     _cell(line.get("counted_gib"), ".2f"), line.get("note", "")]
+                     _cell(line.get("share"), ".0%"), _cell(line.get("ratio"), ".3g", "×"),
+                     _cell(line.get("peak"), ".2f"), _cell(line.get("counted_gib"), ".2f"), line.get("note", "")]
             text.append(f"| {' | '.join(cells)} |")
     faults = [f"- `{part}`: {found['fault']}" for part, found in parts.items() if found["fault"]]
     return "\n".join([*text, "", *(["Not measured:", "", *faults, ""] if faults else [])])
@@ -420,8 +422,8 @@ def about(small):
             "'device': torch.cuda.get_device_name() if cuda else None, "
             "'memory': f'{torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB' if cuda else None, "
             "'torch': torch.__version__, 'CUDA': torch.version.cuda}))")
-    found = json.loads(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout)
-    return found | {"Python": platform.python_version(), "small": small}
+    said = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(said) | {"Python": platform.python_version(), "small": small}
 
 
 def main():

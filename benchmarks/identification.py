@@ -2,17 +2,16 @@
 
     python benchmarks/identification.py
 
-982 test images × 5 samples. First what a user gets: identification.py as a process, from a run's feature files on disk to
-its scores, interval and p, against a plain process that does what the published script does with the same files: it loads
-them, calls np.corrcoef for each of the 982² pairs of an original with an image's five samples, averages, and counts. It
-computes neither interval nor p. Both run to their end and must agree.
+982 test images × 5 samples. First what a user gets: identification.py as a process, from a run's feature files on disk
+to its scores, interval and p, against a plain process that does what the published script does with the same files: it
+loads them, calls np.corrcoef for each of the 982² pairs of an original with an image's five samples, averages, and
+counts. It computes neither interval nor p. Both run to their end and must agree.
 
 Then the kernel alone, in memory, against a loop of one np.corrcoef for each pair of vectors, timed on a part of its 4.8
 million pairs and scaled: no user sees that ratio. Features are random; the large ones are generated as they are asked
 for, in a process of its own so that its peak memory is its own.
 """
 import csv
-import os
 import resource
 import subprocess
 import sys
@@ -93,7 +92,8 @@ def write_run(workdir, originals, samples):
 def published(folder, images):
     """The published way, after its description; prints each image's accuracy, for the parent process."""
     originals = [np.load(f"{folder}/{i:05}_org_{FEATURE}.npy").flatten() for i in range(images)]
-    samples = [[np.load(f"{folder}/{i:05}_{k:03}_{FEATURE}.npy").flatten() for k in range(SAMPLES)] for i in range(images)]
+    samples = [[np.load(f"{folder}/{i:05}_{k:03}_{FEATURE}.npy").flatten() for k in range(SAMPLES)]
+               for i in range(images)]
     r = np.empty((images, images))
     for i in range(images):
         for j in range(images):
@@ -102,29 +102,21 @@ def published(folder, images):
         print(np.mean([r[i, j] < r[i, i] for j in range(images) if j != i]))
 
 
-def process(*command):
-    """(wall seconds, processor seconds, stdout) of a Python process, on one thread."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    said = subprocess.run([sys.executable, *map(str, command)], check=True, cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}).stdout
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, said
-
-
 def whole(images):
     """The table's lines of both processes on `images` images. Raises AssertionError if they disagree."""
+    from benchmarks._shared import process
     from utils import layout
 
     originals, samples = (each[:images] for each in features(DIMS, 0))
     with tempfile.TemporaryDirectory() as workdir:
         folder = write_run(Path(workdir), originals, samples)
-        command = ("identification.py", "--workdir", workdir, "--subject", SUBJECT, "--method", RUN, "--usefeat", FEATURE,
-                   "--overwrite")
+        command = ("identification.py", "--workdir", workdir, "--subject", SUBJECT, "--method", RUN,
+                   "--usefeat", FEATURE, "--overwrite")
         mine = min(process(*command) for _ in range(RUNS))
         theirs = process(__file__, "--published", folder, images)
         with open(layout.Workspace(workdir, SUBJECT).per_image_scores(RUN, FEATURE)) as file:
             scores = [float(row["accuracy"]) for row in csv.DictReader(file)]
-    assert np.allclose(scores, [float(line) for line in theirs[2].split()], atol=1e-5)
+    assert np.allclose(scores, [float(line) for line in theirs[-1].split()], atol=1e-5)
     yield f"{'whole process':<38} {'wall s':>10} {'cpu s':>10}"
     yield f"{f'identification.py, {images} × {SAMPLES} × {DIMS:,}':<38} {mine[0]:>10.2f} {mine[1]:>10.2f}"
     yield f"{'the published way, same files':<38} {theirs[0]:>10.1f} {theirs[1]:>10.1f}   (same accuracies)"

@@ -40,7 +40,7 @@ def write(workdir, layer, count, shape):
 
 def published(workdir, layer):
     """The published way, after its description."""
-    stimuli, test = (np.load(f"{workdir}/mrifeat/{SUBJECT}/{SUBJECT}_{name}.npy") for name in ("stims_ave", "stims_ave_test"))
+    stimuli, test = (np.load(f"{workdir}/mrifeat/{SUBJECT}/{SUBJECT}_stims_ave{what}.npy") for what in ("", "_test"))
     for split, chosen in (("tr", stimuli[~test]), ("te", stimuli[test])):
         matrix = np.stack([np.load(f"{workdir}/published/{stimulus:06}.npy").flatten() for stimulus in chosen])
         np.save(f"{workdir}/{SUBJECT}_ave_{layer}_{split}.npy", matrix)
@@ -55,7 +55,8 @@ def main():
             write(Path(folder), layer, count, shape)
             size = f"{layer}, {count:,} × {int(np.prod(shape)):,}"
             for who, command in (
-                    ("ours", ("make_subjstim_vgg19.py", "--layer", layer, "--subject", SUBJECT, "--workdir", folder, "--overwrite")),
+                    ("ours", ("make_subjstim_vgg19.py", "--layer", layer, "--subject", SUBJECT, "--workdir", folder,
+                              "--overwrite")),
                     ("published", (__file__, "--published", folder, layer))):
                 wall, cpu, peak, _ = min(process(*command) for _ in range(RUNS))
                 print(f"{f'{size}, {who}':<44} {wall:>8.2f} {cpu:>8.2f} {peak:>9,.0f}", flush=True)

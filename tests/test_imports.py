@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import stage_runs
+from tests import stage_runs, tiny_nsd
 from utils import images, layout, store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +32,8 @@ for command in json.loads(sys.argv[1]):
 
 def imported(commands, **environment):
     """[(script, stdout, set of imported top-level modules)] after each command; each has to succeed."""
-    done = subprocess.run([sys.executable, "-c", DRIVER, json.dumps([list(map(str, each)) for each in commands])], cwd=ROOT,
+    said = json.dumps([list(map(str, each)) for each in commands])
+    done = subprocess.run([sys.executable, "-c", DRIVER, said], cwd=ROOT,
                           env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, capture_output=True, text=True)
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [script for script, status, *_ in found if status == 0] == [each[0] for each in commands], done.stderr
@@ -64,7 +65,8 @@ def workdir(tmp_path_factory):
         ws.identification(run).mkdir(parents=True)
         ws.samples(run).mkdir(parents=True)
         for image in range(4):
-            for path in (layout.original_image(ws.samples(run), image), layout.sample_image(ws.samples(run), image, 0)):
+            folder = ws.samples(run)
+            for path in (layout.original_image(folder, image), layout.sample_image(folder, image, 0)):
                 images.save(path, random.integers(0, 256, (16, 16, 3), np.uint8))
                 np.save(layout.image_feature(ws.identification(run), path.stem, "clip"), random.normal(size=8))
     return workdir
@@ -79,7 +81,7 @@ def test_stages_without_networks_never_import_torch(workdir, tmp_path):
         ["get_data.py", "ppdata", "subj01", *common],
         ["make_subjmri.py", *SUBJECT, *common],
         ["img2feat_sd.py", *common],
-        ["generate_occluded_images.py", "--input_path", world / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5", *common],
+        ["generate_occluded_images.py", "--input_path", world / tiny_nsd.STIMULI, *common],
         ["make_subjstim.py", "--featname", "c", "--use_stim", "each", *SUBJECT, *common],
         ["make_subjstim_occluded.py", "--featname", "c_occluded", "--use_stim", "ave", *SUBJECT, *common],
         ["make_subjstim_vgg19.py", "--layer", "fc8", *SUBJECT, *common],

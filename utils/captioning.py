@@ -8,7 +8,8 @@ from collections import Counter
 
 import numpy as np
 
-from utils import cli, decoded, diffusion, features, identification, images, layout, lazy, models, nsd, s3, store, trials
+from utils import cli, decoded, diffusion, features, identification, images, layout, lazy, models, nsd, s3, store
+from utils import trials
 from utils.errors import Problem
 
 torch = lazy.module("torch")

@@ -6,8 +6,8 @@ was seen. Beside it stands the same diffusion model without a brain, given the v
 """
 import numpy as np
 
-from utils import cli, closeness, completion, decoding, diffusion, figures, images, inpainting, layout, lazy, occluded_viewing
-from utils import regression, store
+from utils import cli, closeness, completion, decoding, diffusion, figures, images, inpainting, layout, lazy
+from utils import occluded_viewing, regression, store
 from utils.errors import Problem
 
 torch = lazy.module("torch")

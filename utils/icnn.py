@@ -64,7 +64,7 @@ def extract(args):
 
 @lazy.inference_mode
 def activations(encoder, inputs, layers, dtype=None):
-    """Prepared pictures (n, 3, s, s) → [(n, …) tensor of each layer]; dtype: of the multiplications (default: float32)."""
+    """Prepared pictures (n, 3, s, s) → [(n, …) tensor of each layer]; dtype: of the products (default: float32)."""
     with torch.autocast(encoder.device.type, dtype, enabled=dtype not in (None, torch.float32)):
         return list(encoder.activations(inputs, layers).values())
 

@@ -1,7 +1,7 @@
-"""Large libraries that are imported when they are first used: `--help` and stages without networks never wait for torch.
+"""Large libraries, imported when they are first used: `--help` and stages without networks never wait for torch.
 
-A stand-in goes where the import was, `torch = lazy.module("torch")`. Unlike importlib's LazyLoader it leaves sys.modules
-alone, where other libraries look to see whether torch is in play.
+A stand-in goes where the import was, `torch = lazy.module("torch")`. Unlike importlib's LazyLoader it leaves
+sys.modules alone, where other libraries look to see whether torch is in play.
 """
 import functools
 import importlib
@@ -25,7 +25,7 @@ class _Module:
 
 
 def module(name, before=None):
-    """A stand-in for module `name`, which is imported with the first attribute asked for. before: called just before."""
+    """A stand-in for module `name`, imported with the first attribute asked for. before: called just before that."""
     return _Module(name, before)
 
 
