@@ -108,8 +108,9 @@ def whole(images):
     from utils import layout
 
     originals, samples = (each[:images] for each in features(DIMS, 0))
-    with tempfile.TemporaryDirectory() as workdir:
-        folder = write_run(Path(workdir), originals, samples)
+    with tempfile.TemporaryDirectory() as temporary:
+        workdir = Path(temporary)
+        folder = write_run(workdir, originals, samples)
         command = ("identification.py", "--workdir", workdir, "--subject", SUBJECT, "--method", RUN,
                    "--usefeat", FEATURE, "--overwrite")
         mine = min(process(*command) for _ in range(RUNS))
