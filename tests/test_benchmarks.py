@@ -44,6 +44,7 @@ def test_a_part_that_runs_out_of_time_is_named_and_the_others_go_on(tmp_path, mo
 
 def test_parts_cannot_take_longer_than_the_whole(tmp_path, monkeypatch):
     given = []
+    monkeypatch.setattr(gpu, "about", lambda small: {"device": "none", "small": small})
     monkeypatch.setattr(gpu, "run", lambda part, args, seconds: (given.append((part, seconds)), ([], None))[1])
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--small", "--minutes", "1", "--out", str(tmp_path)])
     gpu.main()
