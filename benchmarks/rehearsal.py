@@ -53,17 +53,13 @@ def make_subjmri(args):
 
 def img2feat(args):
     """Latents and caption embeddings of 4 images with SD 1.4's architecture in bfloat16."""
-    from benchmarks.sampling import CAPTIONS
-    from mini_nsd import scenes
+    from benchmarks._shared import extract_features, scene_stimuli
 
     model, count = stable_diffusion(args), 4
-    drawn = [scenes.sample(73, index) for index in range(count)]
-    stimuli = np.stack([scenes.render(scene).image for scene in drawn])
-    captions = [scenes.captions(scene)[:CAPTIONS] for scene in drawn]
+    stimuli, captions = scene_stimuli(count)
 
     def extract():
-        model.encode(model.prepare(stimuli))
-        model.caption_features(captions)
+        extract_features(model, stimuli, captions)
     seconds = timed(extract)
     return [row("cvpr", "img2feat_sd1", f"{count} images", seconds, seconds * STIMULI / count,
                 STIMULI * (LATENT + CONDITIONING) * 4, operations(extract) * STIMULI / count)]
@@ -113,14 +109,10 @@ def img2feat_dpt(args):
 def vgg19(args):
     """The Caffe VGG19's layers of 8 images in bfloat16, and two steps of the inversion of 4 with the relu7 generator."""
     import torch
-    from bdpy.dl.torch.models import VGG19 as Published, AlexNetGenerator
+    from benchmarks._shared import vgg19_and_generator
+    from utils import icnn
 
-    from utils import caffe_nets, icnn
-
-    cpu = torch.device("cpu")
-    encoder = caffe_nets.Encoder(Published().eval().requires_grad_(False), caffe_nets.IMAGENET_SIZE,
-                                 torch.tensor(caffe_nets.IMAGENET_MEAN), cpu)
-    generator = caffe_nets.Generator(AlexNetGenerator().eval().requires_grad_(False), torch.full((4_096,), 5.0), cpu)
+    encoder, generator, _ = vgg19_and_generator(torch.device("cpu"))
     pictures = torch.randn(8, 3, encoder.image_size, encoder.image_size)
     seconds = timed(lambda: icnn.activations(encoder, pictures, icnn.LAYERS, torch.bfloat16))
     extracted = operations(lambda: icnn.activations(encoder, pictures, icnn.LAYERS, torch.bfloat16))
@@ -341,10 +333,9 @@ def main():
         found = STAGES[args.stage][0](args)
         print(json.dumps([each | {"peak": each["peak"] or peak_mib()} for each in found]))
         return
-    if not (args.models / "sd" / "unet").exists():
-        from tests.test_real_architectures import write_stable_diffusion
+    from benchmarks._shared import write_real
 
-        write_stable_diffusion(args.models)
+    write_real(args.models)
     print(f"{'method':<7} {'stage, one subject':<26} {'measured':<35} {'took':>9} {'peak MiB':>9} {'projected':>10} "
           f"{'disk':>10} {'GPU, assumed':>13}", flush=True)
     totals = {method: np.zeros(3) for method in args.methods}

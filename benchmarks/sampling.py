@@ -3,9 +3,7 @@
     python benchmarks/sampling.py            # 15 minutes; needs 6 GB, and 2 GB of disk in .bench
     python benchmarks/sampling.py --small    # without SD 1.4's architecture (random weights): 3 minutes
 
-With a CUDA device the UNet of SD 1.4 is also timed there: one sample at a time in float32, then batched, in half
-precision, with channels_last and compiled, each beside the rate of the device's own matrix products. (NEVER RUN so far:
-no GPU.)
+Of a GPU: benchmarks/gpu.py.
 
 Solvers are compared on what `make demo` decoded (SIMULATED subject), so that comes first; else they are left out.
 
@@ -14,7 +12,6 @@ away (docs/published_defects.md#sampling-thrown-away). Both sides use the same w
 a few repeats counts.
 """
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -24,48 +21,19 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from mini_nsd import scenes  # noqa: E402
-from utils import diffusion, evaluators, identification, images, layout, models  # noqa: E402
+from benchmarks._shared import (  # noqa: E402
+    extract_as_published, extract_features, fastest, real, scene_stimuli, small)
+from utils import diffusion, evaluators, identification, images, layout  # noqa: E402
 
-CPU = torch.device("cpu")
-REAL = ROOT / ".bench"     # as benchmarks/rehearsal.py
-IMAGES, CAPTIONS = 64, 5
-PUBLISHED_STEPS = round(diffusion.STRENGTH * diffusion.STEPS)
+IMAGES = 64
 SOLVERS = (("ddim", 50), ("ddim", 20), ("ddim", 10), ("dpm", 20), ("dpm", 10), ("dpm", 5), ("unipc", 20), ("unipc", 10),
            ("unipc", 5))
 
 
-def fastest(function, repeats):
-    """Seconds of the fastest of `repeats` calls, after one that is not counted."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def ours(model, stimuli, captions):
-    model.encode(model.prepare(stimuli))
-    model.caption_features(captions)
-
-
-def published(model, stimulus, captions):
-    """One image through the published procedure, at the same feature size."""
-    latent = model.encode(model.prepare(stimulus[None]))
-    text = model.caption_features([captions])
-    noise = diffusion.sample_noise(42, 0, 0, model.latent_shape)[None]
-    small = diffusion.enlarge(model.decode(latent), model.feature_size)
-    model.img2img(small, text, noise, progress=False)
-
-
 def features(model, name, count, repeats):
-    drawn = [scenes.sample(73, index) for index in range(count)]
-    stimuli = np.stack([scenes.render(scene).image for scene in drawn])
-    captions = [scenes.captions(scene)[:CAPTIONS] for scene in drawn]
-    each = fastest(lambda: ours(model, stimuli, captions), repeats) / count
-    theirs = fastest(lambda: published(model, stimuli[0], captions[0]), repeats)
+    stimuli, captions = scene_stimuli(count)
+    each = fastest(lambda: extract_features(model, stimuli, captions), repeats) / count
+    theirs = fastest(lambda: extract_as_published(model, stimuli[0], captions[0]), repeats)
     print(f"{name:<44} {1 / each:>9.2f} {1 / theirs:>10.3f} {theirs / each:>8.0f}×")
 
 
@@ -87,15 +55,10 @@ def precision(build, shape, name):
           f"{apart:.1%} of their sd)")
 
 
-def small(dtype, device=CPU):
-    os.environ["NSD_MODELS"] = "tiny"
-    return diffusion.LatentDiffusion(models.StableDiffusion("sd", device, dtype))
-
-
 def solvers(workdir, count):
     """Identification and agreement with DDIM's 50 steps, by solver and steps, from what the demo decoded."""
     model, ws = small(torch.bfloat16), layout.Workspace(Path(workdir), "subj01")
-    judges = evaluators.Evaluators(["clip", "alexnet5"], CPU)
+    judges = evaluators.Evaluators(["clip", "alexnet5"], torch.device("cpu"))
     latents, text = (np.load(ws.scores([roi], name))[:count] for name, roi in (("init_latent", "early"), ("c", "ventral")))
     originals = judges(np.stack([images.load(layout.original_image(ws.samples("cvpr"), index)) for index in range(count)]))
     start = model.start_image(torch.from_numpy(latents))
@@ -117,53 +80,6 @@ def solvers(workdir, count):
         print(f"{solver + ' ' + str(steps):<44} {seconds / count:>9.2f} {scores[0]:>10.3f} {scores[1]:>9.3f} {apart:>20.1f}")
 
 
-def on_gpu(device, build, batch):
-    """Guided UNet steps of one sample a second on a device, by what is switched on, and the share of its products' rate."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    print(f"\n{f'UNet on {device}, random weights':<44} {'steps/s':>9} {'TFLOP/s':>10} {'of peak':>9} {'ratio':>9}")
-    first, half = None, models.precision("auto", device)
-    named = str(half).removeprefix("torch.")
-    for name, count, dtype, last, compiled in (
-            ("one sample at a time, float32", 1, torch.float32, False, False),
-            (f"batch {batch}, float32", batch, torch.float32, False, False),
-            (f"batch {batch}, {named}", batch, half, False, False),
-            (f"batch {batch}, {named}, channels_last", batch, half, True, False),
-            (f"batch {batch}, {named}, channels_last, compiled", batch, half, True, True)):
-        model = build(dtype, device)
-        unet = model.checkpoint.unet.to(memory_format=torch.channels_last if last else torch.contiguous_format)
-        network = torch.compile(unet) if compiled else unet
-        latents = torch.randn(2 * count, unet.config.in_channels, model.latent_side, model.latent_side, device=device, dtype=dtype)
-        text = torch.randn(2 * count, *model.text_shape, device=device, dtype=dtype)
-
-        @torch.inference_mode()
-        def step(network=network, latents=latents, text=text):
-            return network(latents, 500, encoder_hidden_states=text).sample.float().cpu()
-        with FlopCounterMode(display=False) as counter:
-            step(unet)
-        seconds = fastest(step, 3)
-        rate = counter.get_total_flops() / seconds
-        first = count / seconds if first is None else first
-        print(f"{name:<44} {count / seconds:>9.2f} {rate / 1e12:>10.2f} {rate / products(device, dtype):>9.0%} "
-              f"{count / seconds / first:>8.1f}×", flush=True)
-
-
-def products(device, dtype, size=4096):
-    """Floating-point operations a second of large matrix products on a device."""
-    one = torch.randn(size, size, device=device).to(dtype)
-    return 2 * size ** 3 / fastest(lambda: (one @ one)[0, 0].item(), 3)
-
-
-def real(dtype, device=CPU):
-    """SD 1.4's architecture with random weights, as the slow tests build it."""
-    from tests.test_real_architectures import write_stable_diffusion
-
-    if not (REAL / "sd" / "unet").exists():
-        write_stable_diffusion(REAL)
-    os.environ["NSD_MODELS"] = str(REAL)
-    return diffusion.LatentDiffusion(models.StableDiffusion("sd", device, dtype))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=ROOT / "demo" / "work", help="default: demo/work")
@@ -178,10 +94,6 @@ def main():
     precision(small, (16, 4, 16, 16), "small UNet, batch 16")
     if not args.small:
         precision(real, (2, 4, 64, 64), "SD 1.4 UNet, 64×64, batch 2")
-    if torch.cuda.is_available():
-        on_gpu(torch.device("cuda"), small if args.small else real, 32)
-    else:
-        print("\nGPU: there is none here, nothing measured")
     if args.workdir.exists():
         solvers(args.workdir, args.images)
     else:

@@ -17,7 +17,8 @@ from tests import tiny_nsd
 ROOT = Path(__file__).resolve().parent.parent
 SUBJECT = "subj01"
 LIBRARIES = [
-    "boto3", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition",
+    "boto3", "nibabel", "scipy.io", "scipy.ndimage", "torchvision.models.feature_extraction",
+    "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition",
     "diffusers.schedulers.scheduling_ddim", "matplotlib.backends.backend_pdf", "transformers.models.bert.tokenization_bert",
     "transformers.models.blip.image_processing_blip", "transformers.models.blip.modeling_blip",
     "transformers.models.clip.modeling_clip", "transformers.models.dpt.image_processing_dpt",

@@ -166,10 +166,10 @@ def null_p(rng, scenes, masks):
 def test_few_scenes_do_not_raise_false_positives():
     """Partners that are always other images, of patterns whose mean is taken off, give 17% at 4 × 3 and 9% at 6 × 3."""
     rng = np.random.default_rng(12)
-    for scenes, most in ((4, 0.07), (6, 0.07), (8, 0.07)):
-        p = np.array([null_p(rng, scenes, 3) for _ in range(600)])
+    for count, most in ((4, 0.07), (6, 0.07), (8, 0.07)):
+        p = np.array([null_p(rng, count, 3) for _ in range(600)])
         assert (p <= 0.05).mean() < most
-        assert p.min() >= permutations.smallest_p(scenes, 199)
+        assert p.min() >= permutations.smallest_p(count, 199)
 
 
 def test_few_permutations_are_all_made_and_many_are_drawn_uniformly_fixed_points_among_them():

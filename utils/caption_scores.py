@@ -15,9 +15,10 @@ import re
 from collections import Counter
 
 import numpy as np
-import torch
 
-from utils import identification, models
+from utils import identification, lazy, models
+
+torch = lazy.module("torch")
 
 OTHERS = 20             # of the other images, whose captions say what sharing words by chance comes to
 
@@ -108,7 +109,7 @@ def clip_text_features(device):
     model, _, tokenizer = models.clip(device)
     longest = model.config.text_config.max_position_embeddings
 
-    @torch.inference_mode()
+    @lazy.inference_mode
     def embed(sentences):
         tokens = tokenizer(sentences, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
         pooled = model.text_model(**tokens).pooler_output

@@ -4,10 +4,12 @@ The embedding is taken at 5/8 of the size that the checkpoint was trained at, wi
 Takagi & Nishimoto (arXiv 2306.11536) feed 240 px to BLIP base, whose own size is 384, and get 226×768 numbers.
 """
 import numpy as np
-import torch
 
-from utils import caption_scores, cli, decoded, diffusion, features, images, layout, models, nsd, s3, store, trials
+from utils import caption_scores, cli, decoded, diffusion, features, images, layout, lazy, models, nsd, s3, store
+from utils import trials
 from utils.errors import Problem
+
+torch = lazy.module("torch")
 
 FEATURE_SHARE = 240 / 384  # side of the images, as a share of the checkpoint's own size
 BEAMS = {"num_beams": 3, "min_length": 5, "max_length": 20, "repetition_penalty": 1.5}  # docs/algorithms.md#captions
@@ -29,14 +31,14 @@ class Captioner:
         """(n, H, W, 3) uint8 → (n, 3, s, s) float32, for `embed`."""
         return images.to_processor(stimuli, self.size, self.processor)
 
-    @torch.inference_mode()
+    @lazy.inference_mode
     def embed(self, pixels):
         """(n, 3, s, s) → (n, 1 + patches, width) float32: the vision model's last hidden state, 226×768 for BLIP base."""
         vision = self.network.vision_model
         pixels = pixels.to(self.network.device, self.network.dtype)
         return vision(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state.float()
 
-    @torch.inference_mode()
+    @lazy.inference_mode
     def caption(self, embeddings):
         """(n, 1 + patches, width) embeddings, true or decoded → n captions, each one line without double quotes."""
         decoder, text = self.network.text_decoder, self.network.config.text_config

@@ -5,11 +5,12 @@ conditioning from ventral cortex, decoders trained on whole images alone), from 
 was seen. Beside it stands the same diffusion model without a brain, given the visible part (utils/inpainting.py).
 """
 import numpy as np
-import torch
 
-from utils import cli, closeness, completion, decoding, diffusion, figures, images, inpainting, layout, occluded_viewing
-from utils import regression, store
+from utils import cli, closeness, completion, decoding, diffusion, figures, images, inpainting, layout, lazy
+from utils import occluded_viewing, regression, store
 from utils.errors import Problem
+
+torch = lazy.module("torch")
 
 BATCH = 16
 CONTROLS = 2            # of the views, those in which an object is wholly hidden; 0 below FEWEST views

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from scipy import ndimage
 
-from utils import permutations, regression
+from utils import lazy, permutations, regression
+
+ndimage = lazy.module("scipy.ndimage")
 
 SMALL = 100             # px: side of the pictures that features are taken from
 GRID = 20               # cells per side of the local features

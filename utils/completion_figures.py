@@ -2,10 +2,11 @@
 import functools
 
 import numpy as np
-from scipy import ndimage
 
-from utils import completion, figures, images, layout, store
+from utils import completion, figures, images, layout, lazy, store
 from utils.figures import BLACK, BLUE, GREEN, GREY, ORANGE, SERIES_COLOURS, VERMILION, plt
+
+ndimage = lazy.module("scipy.ndimage")
 
 NOTE = "0: visible only   1: as if seen whole   bars: 95% interval over images"
 CLOSEUP_ROWS = 6        # views in the figure of close-ups, beside the controls

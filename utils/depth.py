@@ -4,10 +4,11 @@ docs/algorithms.md#depth has the numbers. Depth is the model's: relative and inv
 2021), as SD2-depth was trained on.
 """
 import numpy as np
-import torch
 
-from utils import cli, decoded, features, images, layout, models, store, trials
+from utils import cli, decoded, features, images, layout, lazy, models, store, trials
 from utils.errors import Problem
+
+torch = lazy.module("torch")
 
 PICTURE_SIZE = 512  # px: side of the pictures for the eye, as the original's
 SIZE = 64  # px: side of the depth map that SD2-depth takes beside its 64×64 latents
@@ -30,14 +31,14 @@ class DepthEstimator:
         """(n, H, W, 3) uint8 → (n, 3, s, s) float32, for `hidden_states`."""
         return images.to_processor(stimuli, self.size, self.processor)
 
-    @torch.inference_mode()
+    @lazy.inference_mode
     def hidden_states(self, pixels):
         """(n, 3, s, s) → four (n, 1 + patches, width) float32, of the output indices (577×1024 for dpt-large)."""
         pixels = pixels.to(self.network.device, self.network.dtype)
         states = self.network.dpt(pixels, output_hidden_states=True).hidden_states[1:]  # the first is the embedding
         return [states[index].float() for index in sorted(self.network.config.backbone_out_indices)]
 
-    @torch.inference_mode()
+    @lazy.inference_mode
     def depth(self, hidden_states):
         """Four (n, 1 + patches, width) → (n, h, w) float32 relative depth, larger = nearer: the DPT's neck and head."""
         states = [state.to(self.network.device, self.network.dtype) for state in hidden_states]

@@ -4,11 +4,12 @@ All sizes come from the checkpoint. Stable Diffusion v1.4 works at 512 px, so it
 (4×40×40 latents, 77×768 text embeddings); a smaller checkpoint's are taken at the same 5/8 of its size.
 """
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from utils import images
+from utils import images, lazy
 from utils.errors import Problem
+
+torch = lazy.module("torch")
 
 STRENGTH, STEPS, GUIDANCE = 0.8, 50, 5.0  # docs/algorithms.md#sampling; the original's diffusion_decoding.py
 FEATURE_SHARE = 320 / 512  # side of the image whose latent is decoded, as a share of the model's own size
@@ -50,7 +51,7 @@ class LatentDiffusion:
     def _to(self, tensor):
         return tensor.to(self.device, self.dtype)
 
-    @torch.inference_mode()
+    @lazy.inference_mode
     def encode(self, pixels):
         """(n, 3, s, s) in [-1, 1] → (n, 4, s/f, s/f) float32: the posterior's mean × the VAE's scaling factor.
 
@@ -59,13 +60,13 @@ class LatentDiffusion:
         vae = self.checkpoint.vae
         return vae.encode(self._to(pixels)).latent_dist.mean.float() * vae.config.scaling_factor
 
-    @torch.inference_mode()
+    @lazy.inference_mode
     def decode(self, latents):
         """(n, 4, h, w) scaled latents → (n, 3, h·f, w·f) float32 in [-1, 1]."""
         vae = self.checkpoint.vae
         return vae.decode(self._to(latents / vae.config.scaling_factor)).sample.float().clamp(-1, 1)
 
-    @torch.inference_mode()
+    @lazy.inference_mode
     def embed(self, captions):
         """n captions → (n, tokens, width) float32 embeddings (77×768 for SD 1.4). Long captions are cut, as CLIP does."""
         tokenizer = self.checkpoint.tokenizer
@@ -90,7 +91,7 @@ class LatentDiffusion:
         """Decoded latents at the feature size → (n, 3, size, size) in [-1, 1], the image that img2img starts from."""
         return enlarge(self.decode(latents.reshape(-1, *self.latent_shape)), self.size)
 
-    @torch.inference_mode()
+    @lazy.inference_mode
     def img2img(self, start, conditioning, noise, *, strength=STRENGTH, steps=STEPS, guidance=GUIDANCE,
                 solver="ddim", extra=None, progress=True):
         """Noise the start images to `strength` of the schedule and denoise them under the conditioning.

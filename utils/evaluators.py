@@ -1,10 +1,11 @@
 """The networks that judge reconstructions: Inception, AlexNet, CLIP, EfficientNet and SwAV features, in batches."""
 import numpy as np
-import torch
 from PIL import Image
-from torchvision.models.feature_extraction import create_feature_extractor
 
-from utils import models
+from utils import lazy, models
+
+torch = lazy.module("torch")
+feature_extraction = lazy.module("torchvision.models.feature_extraction")
 
 # What each evaluation feature is, in torchvision's and transformers' names: those of the original's
 # img2feat_decoded.py, and those of evaluate.py's table besides (utils/evaluation_table.py says which).
@@ -41,10 +42,11 @@ class Evaluators:
             nodes = {node: name for node, name in nodes.items() if name in self.names}
             if nodes:
                 network, preprocessing = models.classifier(role, device)
-                self.classifiers.append((create_feature_extractor(network, nodes), preprocessing))
+                extractor = feature_extraction.create_feature_extractor(network, nodes)
+                self.classifiers.append((extractor, preprocessing))
         self.clip = models.clip(device)[:2] if self.names & {"clip", *CLIP_HIDDEN.values()} else None
 
-    @torch.inference_mode()
+    @lazy.inference_mode
     def __call__(self, pictures):
         """(n, H, W, 3) uint8 → {name: (n, dims) float32}."""
         found = {}

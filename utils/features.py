@@ -4,10 +4,11 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from utils import __version__, cli, images, layout, models, nsd, occlusion, s3, store, trials
+from utils import __version__, cli, images, layout, lazy, models, nsd, occlusion, s3, store, trials
 from utils.errors import Problem
+
+torch = lazy.module("torch")
 
 SHARD = 256  # stimuli a file: the most that a killed run has to redo
 AUTO_BATCH = {"cuda": 64, "mps": 16, "cpu": 16}

@@ -8,15 +8,20 @@ import re
 import textwrap
 from dataclasses import dataclass
 
-import matplotlib
+import numpy as np
+from PIL import Image
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  the backend comes first
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+from utils import identification, images, layout, lazy, store
+from utils.errors import Problem
 
-from utils import identification, layout, store  # noqa: E402
-from utils.errors import Problem  # noqa: E402
+
+def _without_screen():
+    import matplotlib
+
+    matplotlib.use("Agg")
+
+
+plt = lazy.module("matplotlib.pyplot", before=_without_screen)
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 GREY, BLACK = "#8C8C8C", "#222222"
@@ -248,8 +253,6 @@ def _picture(axis, path):
 
 
 def _load(path):
-    from utils import images  # it imports torch, which no other figure needs
-
     picture = Image.fromarray(images.load(path, ("RGB", "L")))
     return np.asarray(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.LANCZOS))
 

@@ -16,10 +16,11 @@ import contextlib
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.cluster import KMeans
 
-from utils import cli, decoded, decoding, identification, layout, reconstruction, regression, store, trials
+from utils import cli, decoded, decoding, identification, layout, lazy, reconstruction, regression, store, trials
 from utils.errors import Problem
+
+sklearn = lazy.module("sklearn")
 
 SCRIPT = "evaluate.py --held_out_clusters"
 FIELDS = ("target", "roi", "cluster", "n_test", "n_train_removed", "metric", "full", "held_out", "drop", "low", "high")
@@ -71,7 +72,7 @@ def find_clusters(train, test, count, seed):
             points += np.concatenate([train[:, block], test[:, block]]).astype(np.float64) @ directions
     if len(np.unique(points, axis=0)) < count:
         raise Problem(f"{count} clusters asked, but fewer stimuli differ", "ask for fewer --held_out_clusters")
-    model = KMeans(count, n_init=10, random_state=seed).fit(points)
+    model = sklearn.cluster.KMeans(count, n_init=10, random_state=seed).fit(points)
     return Clusters(model.labels_[:len(train)], model.labels_[len(train):], model.transform(points[:len(train)]))
 
 

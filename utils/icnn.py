@@ -9,12 +9,13 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
-import scipy.io
-import torch
 from PIL import Image
 
-from utils import cli, correlation, decoded, features, images, layout, mat5, models, store, trials
+from utils import cli, correlation, decoded, features, images, layout, lazy, mat5, models, store, trials
 from utils.errors import Problem
+
+torch = lazy.module("torch")
+scipy = lazy.module("scipy")
 
 LAYERS = ("conv1_2", "conv2_2", "conv3_4", "conv4_4", "conv5_4", "fc6", "fc7", "fc8")  # that are inverted
 N_ITER = 200
@@ -61,10 +62,10 @@ def extract(args):
         features.batch_size(args, device, EXTRACT_BATCH), prepare=lambda ids: encoder.prepare(stimuli.read(ids)))
 
 
-@torch.inference_mode()
-def activations(encoder, inputs, layers, dtype=torch.float32):
-    """Prepared pictures (n, 3, s, s) → [(n, …) tensor of each layer]; dtype: of the multiplications."""
-    with torch.autocast(encoder.device.type, dtype, enabled=dtype != torch.float32):
+@lazy.inference_mode
+def activations(encoder, inputs, layers, dtype=None):
+    """Prepared pictures (n, 3, s, s) → [(n, …) tensor of each layer]; dtype: of the products (default: float32)."""
+    with torch.autocast(encoder.device.type, dtype, enabled=dtype not in (None, torch.float32)):
         return list(encoder.activations(inputs, layers).values())
 
 

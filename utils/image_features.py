@@ -1,4 +1,4 @@
-"""Features of a run's pictures: one HDF5 file per feature (SPEC §3), or the original pipeline's `.npy` per picture.
+"""Features of a run's pictures: one HDF5 file per feature (docs/artifacts.md), or the original pipeline's `.npy` per picture.
 
 `originals/images` (n,) and `originals/features` (n, dims); `samples/images` (m,), `samples/repeats` (m,) and
 `samples/features` (m, dims), float32, in order of image and repeat. Float32 is kept: correlations are compared to nine

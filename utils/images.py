@@ -4,11 +4,12 @@ import struct
 import zlib
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image
 
-from utils import store
+from utils import lazy, store
 from utils.errors import Problem
+
+torch = lazy.module("torch")
 
 SAMPLE_SIZE = 512  # px; every reconstruction is saved at Stable Diffusion's size
 READERS = 4

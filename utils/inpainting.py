@@ -4,12 +4,13 @@ The visible latents are kept at every step at the noise level of that step, the 
 RePaint, without its resampling).
 """
 import numpy as np
-import torch
 
-from utils import diffusion, images
+from utils import diffusion, images, lazy
+
+torch = lazy.module("torch")
 
 
-@torch.inference_mode()
+@lazy.inference_mode
 def inpaint(model, shown, hidden, noise, conditioning=None, *, steps=20, guidance=diffusion.GUIDANCE, solver="ddim"):
     """(n, s, s, 3) uint8: the pictures with their hidden part made up.
 

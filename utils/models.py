@@ -9,12 +9,14 @@ import os
 import pickle
 from pathlib import Path
 
-import torch
 from huggingface_hub.errors import HTTPError  # of whichever client the hub uses
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from utils import lazy
 from utils.errors import Problem
+
+torch = lazy.module("torch")
+safetensors_torch = lazy.module("safetensors.torch")
 
 HUB = {
     "sd": "CompVis/stable-diffusion-v1-4",
@@ -274,7 +276,7 @@ def _state_dict(folder):
     if len(found) != 1:
         raise Problem(f"{folder} holds {len(found)} state dicts", "put one .safetensors or .pth file there")
     if found[0].suffix == ".safetensors":
-        return load_file(found[0])
+        return safetensors_torch.load_file(found[0])
     return torch.load(found[0], map_location="cpu", weights_only=True)
 
 

@@ -13,12 +13,13 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from isal import igzip, isal_zlib
 
-from utils import cli, hdf5, layout, mat5
+from utils import cli, hdf5, layout, lazy, mat5
 from utils.errors import Problem
+
+nibabel = lazy.module("nibabel")
 
 STIMULI = 73_000  # images in NSD (NSD data manual, "Experiments")
 SCALE = 300  # a stored integer is percent signal change times this (NSD data manual, "Functional data (NSD)")

@@ -3,10 +3,10 @@
 Ozcelik & VanRullen (2023); Scotti et al., MindEye (2023).
 """
 import numpy as np
-from skimage.color import rgb2gray
-from skimage.metrics import structural_similarity
 
-from utils import evaluators
+from utils import evaluators, lazy
+
+skimage = lazy.module("skimage")
 
 SIDE = 425  # px of NSD's stimuli: both metrics compare pictures at this size
 SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}  # Wang et al. 2004
@@ -25,4 +25,5 @@ def pixel_correlation(original, reconstruction):
 
 def similarity(original, reconstruction):
     """SSIM in [-1, 1] of two pictures (H, W, 3) uint8 turned grey in [0, 1]: Gaussian windows, sigma 1.5 px."""
-    return float(structural_similarity(rgb2gray(original), rgb2gray(reconstruction), **SSIM))
+    grey = map(skimage.color.rgb2gray, (original, reconstruction))
+    return float(skimage.metrics.structural_similarity(*grey, **SSIM))

@@ -1,10 +1,11 @@
 """From decoded features to images: what diffusion_decoding.py and its twin do around the diffusion model."""
 import numpy as np
-import torch
 
-from utils import captioning, cli, decoded, depth, diffusion, features, images, layout, models, nsd, occlusion, s3, store
+from utils import captioning, cli, decoded, depth, diffusion, features, images, layout, lazy, models, nsd, occlusion, s3, store
 from utils import trials
 from utils.errors import Problem
+
+torch = lazy.module("torch")
 
 N_SAMPLES = 5  # per image
 AUTO_BATCH = {"cuda": 32, "mps": 8, "cpu": 16}  # samples denoised at once

@@ -25,8 +25,10 @@ A block of targets is held transposed, (dims, stimuli), so that each dim's value
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
-import torch
+from utils import lazy
+
+torch = lazy.module("torch")
+scipy = lazy.module("scipy")
 
 from utils import correlation
 
@@ -228,10 +230,10 @@ class Decoder:
         size = max(1, (64 << 20) // (8 * self.n_voxels))
         return [rows[i:i + size] for i in range(0, len(rows), size)]
 
-    def _standardised(self, voxels, dtype=torch.float64):
+    def _standardised(self, voxels, dtype=None):
         """Raw voxels (rows, n_voxels) → standardised with the training statistics, on the device."""
         standardised = (np.asarray(voxels, dtype=np.float64) - self._mean) / self._scale
-        return torch.from_numpy(standardised).to(self.device, dtype)
+        return torch.from_numpy(standardised).to(self.device, dtype or torch.float64)
 
     def _chunks(self, trials):
         """Yield (trials, standardised float64 voxels) of sorted trials, a chunk at a time."""
@@ -826,8 +828,6 @@ class _SeriesFold(_VoxelFold):
     With a = the middle of the alphas and H = X_val (G + a)^-1, the bases are P_j = H (G + a)^-j X'SY, and the
     coefficients (a - alpha)^j."""
 
-    dtype = torch.float32
-
     @classmethod
     def build(cls, decoder, k, alphas):
         """The fold, or None where the series would need more than three terms or single precision would not do."""
@@ -842,6 +842,7 @@ class _SeriesFold(_VoxelFold):
                 or _EPS32 * (float(gram.trace()) / smallest) ** 0.5 > 1e-4:
             return None
         fold = cls()
+        fold.dtype = torch.float32
         # The first two terms always: their ratio tells the smallest of alphas apart.
         n_terms = 1 if radius == 0 else max(2, int(np.ceil(np.log(_BASIS_TOLERANCE) / np.log(radius / smallest))))
         # With G + a = LL' both steps are products with L^-1, whose condition is the square root of G's: single precision

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageColor
-from scipy import ndimage
 
-from utils import figures, hdf5, images, layout, occluded_viewing
+from utils import figures, hdf5, images, layout, lazy, occluded_viewing
+
+ndimage = lazy.module("scipy.ndimage")
 
 SIDES = (256, 224, 192, 160, 128, 96)  # px: the largest at which all pictures fit is taken
 PROBES = 24  # pictures that are encoded to learn how large all will be

@@ -15,15 +15,10 @@ import time
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import boto3
-import botocore.config
-import botocore.credentials
-import botocore.exceptions
-import botocore.session
-import urllib3.exceptions
-
-from utils import cli, layout, store, system
+from utils import cli, layout, lazy, store, system
 from utils.errors import Problem
+
+boto3, botocore, urllib3 = map(lazy.module, ("boto3", "botocore", "urllib3"))
 
 DEFAULT_ROOT = "s3://natural-scenes-dataset"
 REGION = "us-east-2"  # of the bucket natural-scenes-dataset, by the NSD data manual
@@ -38,10 +33,13 @@ CHUNK = 1 << 20
 
 TRANSIENT_CODES = {"SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "Throttling",
                    "ThrottlingException", "RequestLimitExceeded", "TooManyRequests"}
-TRANSIENT_ERRORS = (
-    botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError, botocore.exceptions.IncompleteReadError,
-    urllib3.exceptions.HTTPError, http.client.HTTPException, ConnectionError, TimeoutError,
-)
+
+
+def _transient_errors():
+    """What may pass when it is tried again."""
+    return (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError,
+            botocore.exceptions.IncompleteReadError, urllib3.exceptions.HTTPError, http.client.HTTPException,
+            ConnectionError, TimeoutError)
 
 
 class Version(NamedTuple):
@@ -307,7 +305,7 @@ class _Resuming(io.RawIOBase):
                 chunk = self._body.read(min(len(buffer), self.version.size - self.at))
                 if not chunk:
                     raise _Fault(f"the body ended {self.version.size - self.at:,} bytes early")
-            except (_Fault, *TRANSIENT_ERRORS) as fault:
+            except (_Fault, *_transient_errors()) as fault:
                 self._drop()
                 self._patience.wait(f"{_words(fault)} at byte {self.at:,} of {self.version.size:,}")
                 continue
@@ -390,7 +388,7 @@ def _persist(name, request):
             fault = _judged(error, name)
             if not isinstance(fault, _Fault):
                 raise fault from error
-        except TRANSIENT_ERRORS as error:
+        except _transient_errors() as error:
             fault = error
         except botocore.parsers.ResponseParserError as error:
             fault = error
