@@ -10,6 +10,7 @@ def main(argv=None, dataset="nsd"):
     parser = cli.parser(__doc__, "python img2feat_decoded.py --gpu 0 --subject subj01 --method cvpr")
     cli.add_subject(parser)
     cli.add_gpu(parser)
+    cli.add_revision(parser)
     cli.add_run(parser, dataset)
     parser.add_argument("--usefeat", nargs="+", choices=layout.EVALUATION_FEATURES, default=layout.EVALUATION_FEATURES,
                         metavar="FEATURE", help=f"features to extract (default: {' '.join(layout.EVALUATION_FEATURES)})")

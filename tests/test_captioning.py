@@ -29,6 +29,7 @@ def untrained():
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a red blue ball cube on the grass".split()]
     width = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2)
     config = BlipConfig(
+        caption_prompt="",
         text_config=dict(vocab_size=len(words) + 2, num_hidden_layers=2, max_position_embeddings=32,
                          bos_token_id=len(words), sep_token_id=3, eos_token_id=3, pad_token_id=0, initializer_range=0.5, **width),
         vision_config=dict(image_size=128, patch_size=16, num_hidden_layers=2, initializer_range=0.5, **width))
