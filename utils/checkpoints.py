@@ -40,6 +40,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 # The names under which transformers and diffusers look for weights, whole or in parts; variants (fp16, non_ema) are not read.
 WEIGHTS = re.compile(r"(?:pytorch_|diffusion_pytorch_)?model(?:-\d+-of-\d+)?\.(safetensors|bin)(?:\.index\.json)?")
 OTHER_WEIGHTS = (".pt", ".pth", ".tar", ".bin")  # state dicts of networks that are on no hub
+WAIT = 10  # s for the hub's answer, after which the cache serves
 SAFE_TORCH = "2.10"  # the release that mended CVE-2026-24747: before it, weights_only=True could be broken out of
 
 
@@ -109,7 +110,7 @@ def commit(role):
     cached = _cache(repository) / "refs" / revision
     if not constants.HF_HUB_OFFLINE:
         try:
-            return HfApi().model_info(repository, revision=revision).sha
+            return HfApi().model_info(repository, revision=revision, timeout=WAIT).sha
         except _network_faults() as error:
             _refused(role, error)
             if not cached.exists():
@@ -170,13 +171,16 @@ def _fetched(role, subfolder):
     repository, revision = published(role)[0], commit(role)
     snapshot, why = _cache(repository) / "snapshots" / revision, "HF_HUB_OFFLINE is set"
     if not constants.HF_HUB_OFFLINE:
+        files, error = _listing(repository, revision)
         try:
-            for file in _needed(_listing(repository, revision), subfolder):
+            for file in _needed(files, subfolder):
                 hf_hub_download(repository, file, revision=revision)
+        except _network_faults() as fault:
+            error = fault
+        if error is None:
             return snapshot
-        except _network_faults() as error:
-            _refused(role, error)
-            why = f"the hub does not answer ({error})"
+        _refused(role, error)
+        why = f"the hub does not answer ({error})"
     if not (snapshot / subfolder).is_dir():
         there = sorted(path.name for path in snapshot.parent.glob("*"))
         raise Problem(f"cannot load the {role} model: {why}, and {repository} at {revision} is not in {constants.HF_HUB_CACHE}"
@@ -196,9 +200,13 @@ def _needed(files, subfolder):
 
 @functools.cache
 def _listing(repository, revision):
+    """(files of a repository, None), or ([], why the hub did not say): asked once per process, since waiting takes long."""
     from huggingface_hub import HfApi
 
-    return HfApi().list_repo_files(repository, revision=revision)
+    try:
+        return [file.rfilename for file in HfApi().model_info(repository, revision=revision, timeout=WAIT).siblings], None
+    except _network_faults() as error:
+        return [], error
 
 
 def _cache(repository):
