@@ -3,8 +3,6 @@ import http.server
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from utils import checkpoints, models
+from utils import checkpoints, cli, models
 from utils.errors import Problem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,55 +203,60 @@ def test_a_depth_model_may_lack_the_layer_that_published_ones_lack(tmp_path, mon
 # the hub
 
 
-def script(code, hub, home, **environment):
-    """Run `code` in a process of its own whose hub is `hub`."""
-    environment = {"NSD_MODELS": "hub", "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9", "HF_HOME": str(home),
-                   "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run([sys.executable, "-c", f"import torch\nfrom utils import checkpoints, models\nCPU = torch.device('cpu')\n{code}"],
-                          cwd=ROOT, capture_output=True, text=True, timeout=120, env=os.environ | environment)
+@pytest.fixture
+def at(monkeypatch, tmp_path):
+    """at(hub, offline) points this process at a hub on loopback (None: an address where nobody answers) and an empty cache."""
+    def point(hub, offline=False):
+        url = hub.url if hub else "http://127.0.0.1:9"
+        monkeypatch.setenv("NSD_MODELS", "hub")
+        for name, value in (("ENDPOINT", url), ("HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"),
+                            ("HF_HUB_CACHE", str(tmp_path / "hub")), ("HF_HUB_OFFLINE", offline), ("HF_HUB_DISABLE_XET", True)):
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setenv(checkpoints.REVISIONS, "")
+        models.forget(), checkpoints.identity.cache_clear(), checkpoints._listing.cache_clear()
+    yield point
+    checkpoints._listing.cache_clear()
 
 
-BLIP = "network = models.blip(CPU, torch.float32)[0]\nprint(checkpoints.identity('blip')['revision'])\n"
+def blip():
+    """Loads the captioner; returns the revision that would be recorded."""
+    models.blip(CPU, torch.float32)
+    return checkpoints.identity("blip")["revision"]
 
 
-def test_a_hub_without_safetensors_is_asked_for_bin_and_nothing_else(tmp_path):
+def test_a_hub_without_safetensors_is_asked_for_bin_and_nothing_else(tmp_path, at, monkeypatch):
     """The log is everything that any library asked for: no conversion service, no pull request, no second revision."""
+    monkeypatch.delenv("DISABLE_SAFETENSORS_CONVERSION", raising=False)
     repository, commit = checkpoints.HUB["blip"]
     as_bin(copied("blip", tmp_path))
     (tmp_path / "blip/tf_model.h5").write_bytes(b"large")
     with Hub({repository: tmp_path / "blip"}, {repository: commit}) as hub:
-        code = BLIP + "import time, threading\ntime.sleep(1)\nprint([thread.name for thread in threading.enumerate()])"
-        found = script(code, hub, tmp_path / "hf", DISABLE_SAFETENSORS_CONVERSION="")
-        assert found.returncode == 0, found.stderr
-        assert found.stdout.split("\n")[0] == commit and "conversion" not in found.stdout
+        at(hub)
+        assert blip() == commit
+        for thread in threading.enumerate():
+            assert "conversion" not in thread.name
         asked = {line.split(" ", 1)[1] for line in hub.log}
         wanted = {f"/{repository}/resolve/{commit}/{path.name}" for path in (tmp_path / "blip").iterdir()
                   if path.name not in ("README.md", "tf_model.h5")}
         assert asked == wanted | {f"/api/models/{repository}/revision/{commit}"}
-        assert not any(line.startswith("POST") for line in hub.log)
         hub.log.clear()
-        again = script(BLIP, hub, tmp_path / "hf", HF_HUB_OFFLINE="1")
-        assert again.stdout == f"{commit}\n" and not hub.log, again.stderr
+        at(hub, offline=True)
+        assert blip() == commit and not hub.log
 
 
-def test_another_revision_is_resolved_and_the_commit_recorded(tmp_path):
+def test_another_revision_is_resolved_and_the_commit_recorded(tmp_path, at):
     repository = checkpoints.HUB["blip"][0]
     copied("blip", tmp_path)
     with Hub({repository: tmp_path / "blip", "some/mirror": tmp_path / "blip"}, {repository: HEAD, "some/mirror": "e" * 40}) as hub:
-        gone = script(BLIP, hub, tmp_path / "hf")
-        assert "has no revision 82a3" in gone.stderr and "--revision blip=main" in gone.stderr
-        found = script(f"checkpoints.use_revisions(['blip=main'])\n{BLIP}", hub, tmp_path / "hf")
-        assert found.stdout == f"{HEAD}\n", found.stderr
+        at(hub)
+        with pytest.raises(Problem, match="has no revision 82a3.*--revision blip=main"):
+            blip()
+        checkpoints.use_revisions(["blip=main"])
+        assert blip() == HEAD
         assert f"GET /{repository}/resolve/{HEAD}/model.safetensors" in hub.log  # what is recorded is what was loaded
-        mirror = script("checkpoints.use_revisions(['blip=some/mirror@main'])\nmodels.blip(CPU, torch.float32)\n"
-                        "print(checkpoints.identity('blip'))", hub, tmp_path / "hf")
-        assert mirror.stdout == f"{{'model': 'some/mirror', 'revision': '{'e' * 40}'}}\n", mirror.stderr
-
-
-def run(arguments, hub, home, **environment):
-    environment = {"NSD_MODELS": "hub", "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120,
-                          env=os.environ | environment)
+        models.forget()
+        checkpoints.use_revisions(["blip=some/mirror@main"])
+        assert blip() == "e" * 40 and checkpoints.identity("blip")["model"] == "some/mirror"
 
 
 @pytest.mark.parametrize("refused, revision, says", [
@@ -261,15 +264,14 @@ def run(arguments, hub, home, **environment):
     ({"Salesforce/blip-image-captioning-base": 403}, None, "is gated"),
     ({}, "sd_depth=stabilityai/stable-diffusion-2-depth@main", "sd2-community/stable-diffusion-2-depth replaces it"),
 ])
-def test_a_repository_that_is_not_to_be_had_is_one_line_with_what_replaces_it(tmp_path, refused, revision, says):
+def test_a_repository_that_is_not_to_be_had_is_one_line_with_what_replaces_it(at, refused, revision, says, capsys):
     with Hub({}, {}, refused) as hub:
-        if revision:
-            found = script(f"from utils import cli\ncheckpoints.use_revisions(['{revision}'])\n"
-                           "cli.run(lambda: models.stable_diffusion(CPU, torch.float32, 'sd_depth').vae)", hub, tmp_path / "hf")
-        else:
-            found = run(["img2feat_blip.py", "--gpu", "-1", "--workdir", str(tmp_path)], hub, tmp_path / "hf")
-    assert found.returncode == 1 and found.stderr.startswith("error: ") and found.stderr.count("\n") == 1, found.stderr
-    assert says in found.stderr and "--revision" in found.stderr
+        at(hub)
+        checkpoints.use_revisions([revision] if revision else [])
+        with pytest.raises(SystemExit):
+            cli.run(lambda: models.stable_diffusion(CPU, torch.float32, "sd_depth").vae if revision else blip())
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and says in said and "--revision" in said
 
 
 def hub_cache(home, repository, commit, folder, components):
@@ -288,33 +290,39 @@ def hub_cache(home, repository, commit, folder, components):
 
 
 COMPONENTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
-STABLE = ("model = models.stable_diffusion(CPU, torch.float32)\n"
-          "model.vae, model.unet, model.text_encoder, model.tokenizer, model.scheduler_config, model.latent_side\n"
-          "print(checkpoints.identity('sd')['revision'])")
 
 
-def test_offline_stable_diffusion_loads_from_a_cache_of_component_files(tmp_path):
+def stable():
+    """Loads every component; returns the revision that would be recorded."""
+    model = models.stable_diffusion(CPU, torch.float32)
+    model.vae, model.unet, model.text_encoder, model.tokenizer, model.scheduler_config, model.latent_side
+    return checkpoints.identity("sd")["revision"]
+
+
+def test_offline_stable_diffusion_loads_from_a_cache_of_component_files(tmp_path, at):
     repository, commit = checkpoints.HUB["sd"]
-    hub_cache(tmp_path / "hf", repository, commit, models.TINY / "sd", COMPONENTS)
+    hub_cache(tmp_path, repository, commit, models.TINY / "sd", COMPONENTS)
     with Hub({}, {}) as hub:
-        found = script(STABLE, hub, tmp_path / "hf", HF_HUB_OFFLINE="1")
-        assert found.stdout == f"{commit}\n" and not hub.log, found.stderr
-    unreachable = script(STABLE, None, tmp_path / "hf")  # a node without network whose user forgot to say so
-    assert unreachable.stdout == f"{commit}\n", unreachable.stderr
+        at(hub, offline=True)
+        assert stable() == commit and not hub.log
+    at(None)  # a node without network whose user forgot to say so
+    assert stable() == commit
 
 
-def test_offline_with_another_commit_in_the_cache_says_which(tmp_path):
+def test_offline_with_another_commit_in_the_cache_says_which(tmp_path, at):
     repository, commit = checkpoints.HUB["sd"]
-    hub_cache(tmp_path / "hf", repository, HEAD, models.TINY / "sd", COMPONENTS)
-    refused = script(STABLE, None, tmp_path / "hf", HF_HUB_OFFLINE="1")
-    assert f"{commit} is not in" in refused.stderr and f"--revision sd={HEAD}" in refused.stderr
+    hub_cache(tmp_path, repository, HEAD, models.TINY / "sd", COMPONENTS)
+    at(None, offline=True)
+    with pytest.raises(Problem, match=f"{commit} is not in.*--revision sd={HEAD}"):
+        stable()
     for revision in (HEAD, "main"):
-        found = script(f"checkpoints.use_revisions(['sd={revision}'])\n{STABLE}", None, tmp_path / "hf", HF_HUB_OFFLINE="1")
-        assert found.stdout == f"{HEAD}\n", found.stderr
+        models.forget()
+        checkpoints.use_revisions([f"sd={revision}"])
+        assert stable() == HEAD
 
 
 def test_every_revision_is_pinned_and_stands_in_the_docs():
-    rows = {row.split("|")[1].strip(" `"): row for row in (ROOT / "docs/models.md").read_text().splitlines() if row.startswith("| `")}
+    rows = {row.split("|")[1].strip(" `"): row for row in (ROOT / "docs/models.md").read_text().splitlines() if row.startswith("| `") and row.count("|") == 6}
     assert rows.keys() == checkpoints.HUB.keys() | checkpoints.ELSEWHERE.keys()
     for role, (repository, revision) in checkpoints.HUB.items():
         assert checkpoints.COMMIT.fullmatch(revision) and repository in rows[role] and revision in rows[role]
