@@ -22,6 +22,7 @@ def main(argv=None):
     parser = cli.parser(__doc__, "python amodal_completion.py --subject subj01")
     cli.add_subject(parser)
     cli.add_gpu(parser)
+    cli.add_revision(parser)
     cli.add_seed(parser)
     parser.add_argument("--roi", nargs="+", choices=layout.ROIS, help="only these ROIs (default: all)")
     parser.add_argument("--inpaint", type=int, default=0, metavar="N",

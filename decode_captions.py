@@ -1,5 +1,7 @@
 """Caption each test image from its decoded BLIP embedding: 3 beams, 5–20 tokens, repetition penalty 1.5.
 
+--prompt says what captions continue; give img2feat_blip.py the same, so that decoded and true captions are comparable.
+
 With --target init_latent, the decoded latent becomes an image first and BLIP captions that: all from brain activity.
 
 Reads   decoded/{subject}/{subject}_{rois}_scores_{target}.npy, and people's captions to score the result by

@@ -19,6 +19,7 @@ def main(argv=None):
     parser = cli.parser(__doc__, "python evaluate.py --subject subj01 --held_out_clusters 5")
     cli.add_subject(parser)
     cli.add_gpu(parser)
+    cli.add_revision(parser)
     cli.add_seed(parser)
     held_out.add_arguments(parser)
     args = cli.parse(parser, argv)

@@ -16,15 +16,16 @@ def main(argv=None, dataset="nsd"):
     parser.add_argument("--outdir", type=Path, metavar="DIR",
                         help="folder of the embeddings (default: nsdfeat/blip or nsdfeat/blip_occluded); read it with "
                         "make_subjstim.py --input_dir or its twin's")
+    captioning.add_prompt(parser)
     parser.add_argument("--skip_captions", action="store_true", help="extract the embeddings only")
     args = cli.parse(parser, argv)
 
     device = cli.device(args.gpu)
     dtype = models.precision(args.precision, device)
-    captioner = captioning.Captioner(*models.blip(device, dtype))
+    captioner = captioning.Captioner(*models.blip(device, dtype), args.prompt)
     stimuli, attributes = features.open_stimuli(args)
     features.extract(
-        args, stimuli, attributes | {"stored": args.store}, "blip", layout.of_dataset("blip", args.dataset), dtype,
+        args, stimuli, attributes | {"stored": args.store, "pixels": captioner.pixels}, "blip", layout.of_dataset("blip", args.dataset), dtype,
         lambda pixels, _: features.stored(captioner.embed(pixels), args.store), features.batch_size(args, device),
         prepare=lambda ids: captioner.prepare(stimuli.read(ids)), folder=args.outdir,
     )

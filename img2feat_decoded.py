@@ -11,6 +11,7 @@ def main(argv=None, dataset="nsd"):
     parser = cli.parser(__doc__, "python img2feat_decoded.py --gpu 0 --subject subj01 --method cvpr")
     cli.add_subject(parser)
     cli.add_gpu(parser)
+    cli.add_revision(parser)
     cli.add_run(parser, dataset)
     cli.add_usefeat(parser, "features to extract")
     parser.add_argument("--npy", action="store_true", help="also write the original's file for each picture and feature")

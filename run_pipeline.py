@@ -22,6 +22,7 @@ def main(argv=None):
     parser = cli.parser(__doc__, "python run_pipeline.py --subject subj01 --methods cvpr text gan depth --datasets nsd occluded")
     cli.add_subject(parser)
     cli.add_gpu(parser)
+    cli.add_revision(parser)
     cli.add_seed(parser)
     cli.add_imgidx(parser, "the test images to reconstruct")
     parser.add_argument("--methods", nargs="+", choices=layout.METHODS, default=["cvpr"], help="default: cvpr")
@@ -30,6 +31,7 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, metavar="N", help="diffusion steps (default: the stage's own)")
     parser.add_argument("--scheduler", metavar="NAME", help="diffusion solver (default: the stage's own)")
     cli.add_usefeat(parser, "features to extract and to identify by")
+    parser.add_argument("--prompt", metavar="WAY", help="what captions start from (default: the stages' own)")
     parser.add_argument("--controls", action="store_true",
                         help="also the recovery check (true features) and the control (shuffled trials) of the cvpr method")
     parser.add_argument("--by_roi", action="store_true", help="also decode init_latent and c from each ROI by itself")

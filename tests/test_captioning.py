@@ -30,6 +30,7 @@ def untrained():
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a red blue ball cube on the grass".split()]
     width = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2)
     config = BlipConfig(
+        caption_prompt="",
         text_config=dict(vocab_size=len(words) + 2, num_hidden_layers=2, max_position_embeddings=32,
                          bos_token_id=len(words), sep_token_id=3, eos_token_id=3, pad_token_id=0, initializer_range=0.5, **width),
         vision_config=dict(image_size=128, patch_size=16, num_hidden_layers=2, initializer_range=0.5, **width))
@@ -96,6 +97,47 @@ def test_captions_from_embeddings_are_those_from_the_images(untrained, stimuli):
     expected = [untrained.tokenizer.decode(row, skip_special_tokens=True) for row in tokens]
     assert untrained.caption(embeddings) == expected
     assert len(set(expected)) > 1
+
+
+def test_published_prompt_generates_as_the_published_script_does(stimuli):
+    """Their decode_captions.py and img2feat_blip.py, step by step: prompt in, [0, 1] pixels, the prompt cut off as text."""
+    network, tokenizer, processor = _small_blip()
+    captioner = captioning.Captioner(network, tokenizer, processor, "published")
+    resized = [np.asarray(Image.fromarray(each).resize((80, 80), resample=Image.LANCZOS)) for each in stimuli]
+    pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2) / 255
+    assert torch.allclose(captioner.prepare(stimuli), pixels, atol=1e-6)
+    embeddings = captioner.embed(captioner.prepare(stimuli))
+    start = torch.tensor(tokenizer("a picture of ").input_ids[:-1])
+    start[0] = network.config.text_config.bos_token_id
+    tokens = network.text_decoder.generate(
+        input_ids=start.repeat(len(stimuli), 1), encoder_hidden_states=embeddings, num_beams=3, max_length=20, min_length=5,
+        repetition_penalty=1.5, eos_token_id=network.config.text_config.sep_token_id, pad_token_id=0,
+        encoder_attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long))
+    expected = [tokenizer.decode(row, skip_special_tokens=True)[len("a picture of "):].strip() for row in tokens]
+    assert captioner.caption(embeddings) == expected
+    bare = captioning.Captioner(network, tokenizer, processor)
+    assert bare.start == "" and bare.caption(embeddings) != expected  # the small model says itself how it learnt to start
+
+
+def _small_blip():
+    return (BlipForConditionalGeneration.from_pretrained(models.TINY / "blip", dtype=torch.float32).eval(),
+            BertTokenizer.from_pretrained(models.TINY / "blip"), BlipImageProcessor.from_pretrained(models.TINY / "blip"))
+
+
+def test_a_checkpoint_that_says_nothing_starts_as_blips_authors_do(untrained):
+    assert captioning.Captioner(types.SimpleNamespace(config=BlipConfig()), None, None).start == "a picture of "
+    with pytest.raises(Problem, match="'a picture of ' is not in the vocabulary"):
+        captioning.Captioner(untrained.network, untrained.tokenizer, untrained.processor, "published").caption(torch.zeros(1, 26, 32))
+
+
+def test_captions_have_no_stray_spaces(monkeypatch):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a man ' s dog , wet".split()]
+    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    said = torch.tensor([[12, *tokenizer("a man's dog, wet").input_ids[1:]]])
+    network = types.SimpleNamespace(
+        config=BlipConfig(caption_prompt="", vision_config={"image_size": 128}), device=CPU, dtype=torch.float32,
+        text_decoder=types.SimpleNamespace(generate=lambda **_: said))
+    assert captioning.Captioner(network, tokenizer, None).caption(torch.zeros(1, 26, 768)) == ["a man's dog, wet"]
 
 
 def test_a_caption_does_not_depend_on_its_batch(untrained, stimuli):
@@ -204,6 +246,7 @@ def test_captions_are_of_the_decoded_embeddings_one_a_line(world, stimuli, capsy
     assert f"in {told['value'] / 100:.3f} [{told['low'] / 100:.2f}, {told['high'] / 100:.2f}] of cases" in said
     assert f"(F1) {by_metric['word F1']['value']:.2f}, with those of other images {by_metric['word F1']['chance']:.2f}" in said
     assert read == [world.captions()]
+    assert store.read_json(layout.sidecar(world.captions()))["options"]["prompt"] == "authors"
     decode_captions.main(arguments(world))
     assert "done before" in capsys.readouterr().out
     with pytest.raises(Problem, match="--overwrite"):

@@ -164,7 +164,7 @@ def test_an_offline_hub_is_asked_for_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("offline", [True, False])
-def test_a_hub_that_does_not_answer_is_one_problem(monkeypatch, offline):
+def test_a_hub_that_does_not_answer_is_one_problem(tmp_path, monkeypatch, offline):
     connected = []
 
     def refuse(*address, **_):
@@ -176,8 +176,9 @@ def test_a_hub_that_does_not_answer_is_one_problem(monkeypatch, offline):
     monkeypatch.setenv("NSD_MODELS", "hub")
     models.forget()
     models.identity.cache_clear()
-    with pytest.raises(Problem, match="the revision of openai/clip.* is not known"):
-        models.identity("clip")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(Problem, match="cannot load the clip model.*openai/clip.* is not in"):
+        models.clip(CPU)
     assert bool(connected) is not offline
 
 

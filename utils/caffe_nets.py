@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from utils import images, store
+from utils import checkpoints, images, store
 from utils.errors import Problem
 
 BLOCKS = (2, 2, 4, 4, 4)  # convolutions before each of VGG19's five poolings
@@ -179,6 +179,7 @@ def _network(folder, published, narrowed, weights, device):
             network.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
         else:
             network = published()
+            checkpoints.check_unpickler(path)
             network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except (RuntimeError, TypeError, ValueError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise Problem(f"{path} does not hold the weights of a {published.__name__} ({error})",

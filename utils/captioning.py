@@ -11,6 +11,9 @@ from utils.errors import Problem
 
 torch = lazy.module("torch")
 
+# What a caption starts with. BLIP's authors train with this prompt and generate after it (salesforce/BLIP, models/blip.py and
+# configs/caption_coco.yaml). A checkpoint that learnt to start otherwise says so in its config.json, as "caption_prompt".
+PROMPT = "a picture of "
 FEATURE_SHARE = 240 / 384  # side of the images, as a share of the checkpoint's own size
 BEAMS = {"num_beams": 3, "min_length": 5, "max_length": 20, "repetition_penalty": 1.5}  # docs/algorithms.md#captions
 AUTO_BATCH = {"cuda": 64, "mps": 16, "cpu": 16}  # captions generated at once
@@ -18,10 +21,17 @@ BLOCK = 256  # captions between two writes: the most that a killed run has to re
 
 
 class Captioner:
-    """The numerics around one BLIP checkpoint (`models.blip`)."""
+    """The numerics around one BLIP checkpoint (`models.blip`).
 
-    def __init__(self, network, tokenizer, processor):
+    prompt: as --prompt says (`add_prompt`). `start` is then the text that captions continue, and is not part of them, and
+    `pixels` what the picture is fed as: "normalised" as the checkpoint's image processor says, or "0-1".
+    Raises Problem, when a caption is made, for a prompt that the checkpoint's vocabulary cannot spell.
+    """
+
+    def __init__(self, network, tokenizer, processor, prompt="authors"):
         self.network, self.tokenizer, self.processor = network, tokenizer, processor
+        self.start = {"authors": getattr(network.config, "caption_prompt", PROMPT), "published": PROMPT, "none": ""}.get(prompt, prompt)
+        self.pixels = "0-1" if prompt == "published" else "normalised"
         vision = network.config.vision_config
         patches = round(vision.image_size * FEATURE_SHARE / vision.patch_size)
         self.size = patches * vision.patch_size
@@ -29,6 +39,8 @@ class Captioner:
 
     def prepare(self, stimuli):
         """(n, H, W, 3) uint8 → (n, 3, s, s) float32, for `embed`."""
+        if self.pixels == "0-1":
+            return images.to_network(stimuli, self.size).add_(1).div_(2)  # their Lanczos and ToTensor, no mean and sd
         return images.to_processor(stimuli, self.size, self.processor)
 
     @lazy.inference_mode
@@ -43,12 +55,21 @@ class Captioner:
         """(n, 1 + patches, width) embeddings, true or decoded → n captions, each one line without double quotes."""
         decoder, text = self.network.text_decoder, self.network.config.text_config
         embeddings = embeddings.to(self.network.device, self.network.dtype)
-        start = torch.full((len(embeddings), 1), text.bos_token_id, device=self.network.device)
+        start = self._start_tokens().to(self.network.device)
         tokens = decoder.generate(
-            input_ids=start, encoder_hidden_states=embeddings,
+            input_ids=start.expand(len(embeddings), -1), encoder_hidden_states=embeddings,
             encoder_attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=self.network.device),
             eos_token_id=text.sep_token_id, pad_token_id=text.pad_token_id, **BEAMS)
-        return [one_line(self.tokenizer.decode(row[1:], skip_special_tokens=True)) for row in tokens]
+        return [one_line(self.tokenizer.decode(row[len(start):], skip_special_tokens=True, clean_up_tokenization_spaces=True))
+                for row in tokens]
+
+    def _start_tokens(self):
+        """(tokens,) int64: the token that starts a caption, and those of the prompt."""
+        words = self.tokenizer(self.start).input_ids[1:-1]
+        if self.tokenizer.unk_token_id in words or len(words) + 1 >= BEAMS["max_length"]:
+            raise Problem(f"the caption prompt {self.start!r} is not in the vocabulary of {models.name('blip')}, or too long",
+                          "give another --prompt, or none")
+        return torch.tensor([self.network.config.text_config.bos_token_id, *words])
 
 
 def one_line(caption):
@@ -65,8 +86,8 @@ def caption_stimuli(args, ids, device):
     feature = layout.of_dataset("blip", args.dataset)
     path = layout.blip_captions(args.workdir, args.dataset)
     shards = store.Shards(args.outdir or layout.features(args.workdir, feature))
-    store.claim_folder(path.parent, {"features": shards.attributes(), "beams": BEAMS}, args.overwrite)
-    captioner = Captioner(*models.blip(device, torch.float32))
+    captioner = Captioner(*models.blip(device, torch.float32), args.prompt)
+    store.claim_folder(path.parent, {"features": shards.attributes(), "beams": BEAMS, "prompt": captioner.start}, args.overwrite)
     size = features.batch_size(args, device, AUTO_BATCH)
     with store.locked(path):
         found = {} if args.overwrite or not path.exists() else store.read_json(path)
@@ -86,9 +107,19 @@ def caption_stimuli(args, ids, device):
     print(f"{path.parent.name}: {len(ids)} captions in {path}")
 
 
+def add_prompt(parser):
+    """--prompt: what captions start from, of the true images and of decoded features alike."""
+    parser.add_argument(
+        "--prompt", default="authors", metavar="WAY",
+        help="authors (default): captions continue what the checkpoint's authors let them continue, \"a picture of\" for BLIP, "
+        "from normalised pixels; published: the same from pixels in [0, 1], as the published pipeline; none: from the bare start "
+        "token; or a text of your own")
+
+
 def add_arguments(parser, dataset):
     """The flags of decode_captions.py and its twin."""
     decoded.add_arguments(parser, dataset)
+    add_prompt(parser)
     parser.add_argument("--target", type=cli.name, metavar="FEATURE",
                         help="decoded feature to caption: blip (default), or init_latent, by way of the image that it "
                         "decodes to; …_occluded for occluded images")
@@ -107,7 +138,8 @@ def decode(args):
     path = ws.captions(*own_name, control=decoded.suffix(args))
     size = features.batch_size(args, device, AUTO_BATCH)
     captions_of, source, made_from = ways[target](args, ws, target, device)
-    wanted = store.record("decode_captions.py", {"target": target, "beams": BEAMS, **decoded.options(args)}, [source],
+    wanted = store.record("decode_captions.py", {"target": target, "beams": BEAMS, "prompt": args.prompt,
+                                                 **decoded.options(args)}, [source],
                           **made_from)
     with store.locked(path):
         if store.is_done(path, wanted, args.overwrite):
@@ -129,14 +161,15 @@ def decode(args):
 
 def from_embedding(args, ws, target, device):
     """How to caption test images from their decoded BLIP embeddings: (function of indices, file read, models)."""
-    captioner = Captioner(*models.blip(device, torch.float32))
-    found, path = decoded.read(args, ws, target, captioner.shape, models.identity("blip"))
-    return lambda batch: captioner.caption(torch.from_numpy(found[batch])), path, models.identity("blip")
+    captioner = Captioner(*models.blip(device, torch.float32), args.prompt)
+    found, path = decoded.read(args, ws, target, captioner.shape, models.identity("blip") | {"pixels": captioner.pixels})
+    return (lambda batch: captioner.caption(torch.from_numpy(found[batch])), path,
+            {**models.identity("blip"), "caption_start": captioner.start})
 
 
 def from_latent(args, ws, target, device):
     """As from_embedding, for a latent: it is not a BLIP embedding, but it decodes to an image, which has a caption."""
-    captioner = Captioner(*models.blip(device, torch.float32))
+    captioner = Captioner(*models.blip(device, torch.float32), args.prompt)
     model = diffusion.LatentDiffusion(models.stable_diffusion(device, torch.float32))
     found, path = decoded.read(args, ws, target, model.latent_shape, models.identity("sd"))
 
@@ -144,7 +177,7 @@ def from_latent(args, ws, target, device):
         pictures = images.to_pixels(model.decode(torch.from_numpy(found[batch])), model.size)
         return captioner.caption(captioner.embed(captioner.prepare(pictures)))
 
-    return captions_of, path, {**models.identity("blip"), "image_decoder": models.identity("sd")}
+    return captions_of, path, {**models.identity("blip"), "caption_start": captioner.start, "image_decoder": models.identity("sd")}
 
 
 def people(ws, workdir):

@@ -14,6 +14,7 @@ def add_arguments(parser, dataset):
     """The flags that say which decoded features to read."""
     cli.add_subject(parser)
     cli.add_gpu(parser)
+    cli.add_revision(parser)
     add_source(parser, dataset)
     parser.add_argument("--batch_size", default="auto", help="test images a forward pass, or auto (default)")
 

@@ -18,6 +18,7 @@ def add_arguments(parser, dataset="nsd"):
     """The flags that every img2feat_* stage has."""
     cli.add_imgidx(parser, "the 73k stimuli")
     cli.add_gpu(parser)
+    cli.add_revision(parser)
     parser.add_argument("--dataset", choices=layout.DATASETS, default=dataset,
                         help=f"whole or occluded images (default: {dataset})")
     parser.add_argument("--subject", choices=layout.SUBJECTS, metavar="subjNN",

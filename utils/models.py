@@ -1,102 +1,34 @@
-"""Roles → checkpoints. The only place that knows a model's name; each model is loaded once per process.
+"""The networks of the roles: each loaded once per process, whole or not at all, never unpickled.
 
-`NSD_MODELS` chooses where they come from: `hub` (the published checkpoints), `tiny` (the small trained models in
-mini_nsd/models), or a folder that holds one folder per role, in the hub's layout.
+`utils/checkpoints.py` says which checkpoint a role is and where its files lie.
 """
 import functools
-import hashlib
-import os
 import pickle
 from pathlib import Path
 
 from huggingface_hub.errors import HTTPError  # of whichever client the hub uses
 from safetensors import SafetensorError
 
-from utils import lazy
+from utils import checkpoints, lazy
+from utils.checkpoints import TINY, choice, identity, name, simulated, source  # noqa: F401 (of a role, for whoever loads one)
 from utils.errors import Problem
 
 torch = lazy.module("torch")
 safetensors_torch = lazy.module("safetensors.torch")
 
-HUB = {
-    "sd": "CompVis/stable-diffusion-v1-4",
-    "sd_depth": "sd2-community/stable-diffusion-2-depth",
-    "blip": "Salesforce/blip-image-captioning-base",
-    "dpt": "Intel/dpt-large",
-    "clip": "openai/clip-vit-large-patch14",
-    "inception": "torchvision/inception_v3/IMAGENET1K_V1",
-    "alexnet": "torchvision/alexnet/IMAGENET1K_V1",
-    "efficientnet": "torchvision/efficientnet_b1/IMAGENET1K_V2",
-    "swav": "torch.hub/facebookresearch/swav/swav_800ep_pretrain",
-    "vgg19": "KamitaniLab/vgg19_caffe",
-    "generator": "KamitaniLab/relu7generator",
-}
-TINY = Path(__file__).resolve().parent.parent / "mini_nsd" / "models"
 # The original pipeline feeds 299 px to Inception and AlexNet alike (img2feat_decoded.py); the mean and sd are ImageNet's.
 IMAGENET = {"image_size": 299, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 # The networks of evaluate.py's distances: torchvision's architecture, and the size in px of MindEye's evaluation.
 DISTANCE = {"efficientnet": ("efficientnet_b1", 255), "swav": ("resnet50", 224)}
+# Weights that a published checkpoint lacks and no forward pass reads: the deepest fusion layer of a DPT has no residual
+# (transformers' DPTFeatureFusionStage), and Intel/dpt-large, converted from the original, has none of its four tensors.
+UNREAD = {"DPTForDepthEstimation": "neck.fusion_stage.layers.0.residual_layer1."}
+NAMED = 8  # at most so many of a checkpoint's missing weights are named in a message
 SWAV_URL = "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar"  # as SwAV's hubconf.py names it
 
 UNTRAINED = {"inception": {"transform_input": True, "init_weights": False}, "alexnet": {}}  # as torchvision builds what it loads into
 UNREADABLE = (OSError, HTTPError, RuntimeError, AttributeError, EOFError, pickle.UnpicklingError, SafetensorError)
-
-
-def choice():
-    """What NSD_MODELS says: "hub", "tiny", or a folder."""
-    return os.environ.get("NSD_MODELS", "hub")
-
-
-def simulated():
-    """True if the models are the small ones, trained on simulated scenes."""
-    return choice() == "tiny"
-
-
-def source(role):
-    """The hub id or the local folder (a Path) of a role. Raises Problem for a folder that lacks the role."""
-    chosen = choice()
-    if chosen == "hub":
-        return HUB[role]
-    folder = (TINY if chosen == "tiny" else Path(chosen)) / role
-    if not folder.is_dir():
-        raise Problem(f"NSD_MODELS={chosen} has no role {role} ({folder} is not a folder)",
-                      "put the checkpoint there in the hub's layout, or set NSD_MODELS to hub or tiny")
-    return folder
-
-
-def name(role):
-    """The name of a role's model in records."""
-    where = source(role)
-    if not isinstance(where, Path):
-        return where
-    return f"{choice() if choice() == 'tiny' else where.parent.name}/{role}"
-
-
-@functools.cache
-def identity(role):
-    """{"model", "revision"} of a role, for the record of what made an artifact.
-
-    The revision of a local folder is a digest of its weights; of a hub model, the commit in the local cache.
-    """
-    where = source(role)
-    if isinstance(where, Path):
-        digest = hashlib.blake2b(digest_size=16)
-        for path in sorted(where.rglob("*.safetensors")) or sorted(where.rglob("*.pt*")):
-            digest.update(path.relative_to(where).as_posix().encode())
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return {"model": name(role), "revision": digest.hexdigest()}
-    if where.startswith(("torchvision/", "torch.hub/")):
-        return {"model": where, "revision": where.rsplit("/", 1)[1]}
-    from huggingface_hub import model_info, try_to_load_from_cache
-
-    cached = try_to_load_from_cache(where, "config.json") or try_to_load_from_cache(where, "model_index.json")
-    try:
-        return {"model": where, "revision": Path(cached).parent.name if isinstance(cached, str) else model_info(where).sha}
-    except (OSError, HTTPError) as error:
-        raise Problem(f"the revision of {where} is not known: {error}",
-                      "check the network and HF_HUB_OFFLINE, or set NSD_MODELS to tiny or a folder") from error
 
 
 def cpu_has_bfloat16():
@@ -120,17 +52,30 @@ def _load(cls, role, method="from_pretrained", **options):
     for library in (diffusers, transformers):  # their bars and reports are about files, not about this run
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
-    where = source(role)
+    where = checkpoints.folder(role, options.get("subfolder", ""))
     try:
         return getattr(cls, method)(where, **options)
     except (*UNREADABLE, ValueError, KeyError, TypeError) as error:
         part = f" ({options['subfolder']})" if "subfolder" in options else ""
         raise Problem(f"cannot load the {role} model{part} from {where}: {error}",
-                      "check the folder, or the network and HF_HUB_OFFLINE for a hub id") from error
+                      "check the folder, or remove it from the hub's cache and fetch it again") from error
 
 
 def _network(cls, role, device, dtype, **options):
-    model = _load(cls, role, use_safetensors=True, **options)
+    """A network in eval mode. Raises Problem unless every weight that it reads comes from the checkpoint."""
+    where = checkpoints.folder(role, options.get("subfolder", "")) / options.get("subfolder", "")
+    files = checkpoints.weights([path.name for path in where.glob("*")])
+    if not files:
+        raise Problem(f"cannot load the {role} model: {where} holds no weights", "put model.safetensors there, or pytorch_model.bin")
+    pickled = ".bin" in files[0]
+    if pickled:
+        checkpoints.check_unpickler(where / files[0])
+    model, loaded = _load(cls, role, use_safetensors=not pickled, output_loading_info=True, **options)
+    lacking = sorted(key for key in loaded["missing_keys"] if not key.startswith(UNREAD.get(cls.__name__, "/")))
+    if lacking:
+        more = f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
+        raise Problem(f"the {role} checkpoint {where} lacks {len(lacking)} weights of {cls.__name__}: {', '.join(lacking[:NAMED])}{more}",
+                      "fetch it anew; it would run with random numbers in their place")
     return model.eval().requires_grad_(False).to(device=device, dtype=dtype)
 
 
@@ -266,6 +211,7 @@ def _downloaded(url, check_hash=False):
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if constants.HF_HUB_OFFLINE and not cached.exists():
         raise Problem(f"HF_HUB_OFFLINE is set and {cached} is missing", f"fetch {url}, or set NSD_MODELS to tiny or a folder")
+    checkpoints.check_unpickler(url)
     # torchvision's own get_state_dict would unpickle.
     return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, progress=False, check_hash=check_hash)
 
@@ -277,6 +223,7 @@ def _state_dict(folder):
         raise Problem(f"{folder} holds {len(found)} state dicts", "put one .safetensors or .pth file there")
     if found[0].suffix == ".safetensors":
         return safetensors_torch.load_file(found[0])
+    checkpoints.check_unpickler(found[0])
     return torch.load(found[0], map_location="cpu", weights_only=True)
 
 

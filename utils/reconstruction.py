@@ -104,6 +104,7 @@ def add_arguments(parser, dataset):
     """The flags of diffusion_decoding.py and its twin."""
     cli.add_imgidx(parser, "the test images")
     cli.add_gpu(parser)
+    cli.add_revision(parser)
     cli.add_subject(parser)
     cli.add_seed(parser)
     cli.add_voxel_choice(parser)

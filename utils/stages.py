@@ -3,6 +3,12 @@ from utils import decoded, depth, icnn, layout, reconstruction
 
 CONTROL_SEED = 0
 HELD_OUT_CLUSTERS = 3
+# Scripts that load a checkpoint of the hub, and those that caption: --revision and --prompt are theirs.
+FROM_HUB = {"img2feat_sd1_parallel.py", "img2feat_sd1_occlusion.py", "img2feat_blip.py", "img2feat_blip_occlusion.py",
+            "img2feat_dpt.py", "decode_captions.py", "decode_captions_occluded.py", "dptemb2dpt.py", "diffusion_decoding.py",
+            "diffusion_decoding_occluded.py", "img2feat_decoded.py", "img2feat_decoded_occlusion.py", "evaluate.py",
+            "amodal_completion.py"}
+CAPTIONING = {"img2feat_blip.py", "img2feat_blip_occlusion.py", "decode_captions.py", "decode_captions_occluded.py"}
 INPAINTED, RECONSTRUCTED = 12, 8                # views, of amodal_completion.py
 # What each method needs beside the cvpr method's features, in order; a method needs what the ones before it need.
 NEEDS = {"cvpr": ["sd"], "text": ["sd", "captions"], "gan": ["captions", "gan"], "depth": ["captions", "gan", "depth"]}
@@ -35,6 +41,9 @@ def plan(args):
     if args.completion:
         steps.append(named.completion())
     steps += named.gathered()
+    revision = ["--revision", *args.revision] if args.revision else []
+    prompt = ["--prompt", args.prompt] if args.prompt else []
+    steps = [step + (revision if step[0] in FROM_HUB else []) + (prompt if step[0] in CAPTIONING else []) for step in steps]
     return [step + common for step in steps if step[0] not in args.skip]
 
 

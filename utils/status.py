@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import cli, completion_stage, decoded, decoding, depth, evaluation, icnn, image_features, layout, models, nsd, occlusion
-from utils import reconstruction, s3, store, trials
+from utils import checkpoints, cli, completion_stage, decoded, decoding, depth, evaluation, icnn, image_features, layout, models
+from utils import nsd, occlusion, reconstruction, s3, store, trials
 from utils.errors import Problem
 
 STATES = DONE, PARTIAL, STALE, MISSING = "done", "partial", "stale", "missing"
@@ -92,8 +92,8 @@ def _changed(side, record, reads, workdir):
 def _model(role):
     """What a record must say of a model: its name, and its revision where that costs little."""
     where = models.source(role)
-    small = isinstance(where, Path) and sum(path.stat().st_size for path in where.rglob("*.safetensors")) < WEIGHTS_READ
-    return models.identity(role) if small else {"model": models.name(role)}
+    small = isinstance(where, Path) and sum(path.stat().st_size for path in checkpoints.all_weights(where)) < WEIGHTS_READ
+    return models.identity(role) if small or checkpoints.pinned(role) else {"model": models.name(role)}
 
 
 # the stages: what each leaves
@@ -232,7 +232,7 @@ def _captions(args):
     ws = layout.Workspace.of(args)
     target = args.target or layout.of_dataset("blip", args.dataset)
     path = ws.captions(*(() if target == "blip" else (target, args.dataset)), control=decoded.suffix(args))
-    options = decoded.options(args) | {"target": target}
+    options = decoded.options(args) | {"target": target, "prompt": args.prompt}
     return Step([path], [(layout.sidecar(path), {"options": options} | _model("blip"))], [_source(args, ws, target)], [path])
 
 

@@ -35,6 +35,7 @@ class Blip(nn.Module):
                              eos_token_id=tokenizer.sep_token_id, pad_token_id=tokenizer.pad_token_id, **width),
             vision_config=dict(image_size=data.SIZE, patch_size=PATCH, num_hidden_layers=6, initializer_range=0.02,
                                **width))
+        config.caption_prompt = ""  # its captions are learnt from the bare start token
         self.blip = BlipForConditionalGeneration(config)
         self.names = nn.Linear(128, len(data.LABELS))
 
