@@ -59,7 +59,7 @@ def test_ridge(kind, mode, trials, voxels, alphas):
     np.testing.assert_allclose(*on(kind, fit), atol=1e-3)
 
 
-@pytest.mark.parametrize("kind, dtype", [("cuda", torch.float16), ("mps", torch.float32)])
+@pytest.mark.parametrize("kind, dtype", [("cuda", torch.bfloat16), ("mps", torch.float32)])
 def test_everything_else(kind, dtype, stimuli):
     def diffuse(device):
         model = diffusion.LatentDiffusion(models.stable_diffusion(device, dtype))

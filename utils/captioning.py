@@ -33,6 +33,14 @@ class Captioner:
         """(n, H, W, 3) uint8 → (n, 3, s, s) float32, for `embed`."""
         return images.to_processor(stimuli, self.size, self.processor)
 
+    def blank(self):
+        """(1, 3, s, s) float32, a prepared picture of nothing: see memory.batch."""
+        return torch.zeros(1, 3, self.size, self.size)
+
+    def probe(self):
+        """Caption one blank embedding: what memory.batch tries."""
+        self.caption(torch.zeros(1, *self.shape))
+
     @torch.inference_mode()
     def embed(self, pixels):
         """(n, 3, s, s) → (n, 1 + patches, width) float32: the vision model's last hidden state, 226×768 for BLIP base."""
@@ -69,7 +77,7 @@ def caption_stimuli(args, ids, device):
     shards = store.Shards(layout.features(args.workdir, feature))
     store.claim_folder(path.parent, {"features": shards.attributes(), "beams": BEAMS}, args.overwrite)
     captioner = Captioner(*models.blip(device, torch.float32))
-    size = features.batch_size(args, device, AUTO_BATCH)
+    size = features.batch_size(args, device, AUTO_BATCH, captioner.probe)
     with store.locked(path):
         found = {} if args.overwrite or not path.exists() else store.read_json(path)
         # A batch with any caption missing is made whole, so that a resumed run gives what an uninterrupted one would.
@@ -107,7 +115,6 @@ def decode(args):
     ws, device = layout.Workspace.of(args), cli.device(args.gpu)
     own_name = () if target == "blip" else (target, args.dataset)
     path = ws.captions(*own_name, control=decoded.suffix(args))
-    size = features.batch_size(args, device, AUTO_BATCH)
     captions_of, source, made_from = ways[target](args, ws, target, device)
     wanted = store.record("decode_captions.py", {"target": target, "beams": BEAMS, **decoded.options(args)}, [source],
                           **made_from)
@@ -116,6 +123,7 @@ def decode(args):
             print(f"{path.stem}: done before; {sentence(store.read_json(layout.sidecar(path))['score'])}")
             return
         references = people(ws, args.workdir)
+        size = features.batch_size(args, device, AUTO_BATCH, lambda: captions_of([0]))
         found = []
         with cli.progress(desc=path.stem, total=len(references), unit="img") as bar:
             for batch in batches(range(len(references)), size):
@@ -180,7 +188,8 @@ def clip_text_features(device):
     def embed(sentences):
         tokens = tokenizer(sentences, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
         pooled = model.text_model(**tokens).pooler_output
-        return torch.nn.functional.normalize(model.text_projection(pooled).float(), dim=-1).cpu().numpy()
+        found = torch.nn.functional.normalize(model.text_projection(pooled).float(), dim=-1)
+        return features.finite(found, "CLIP's text encoder", "check the weights of the role clip")
 
     return embed
 

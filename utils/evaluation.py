@@ -1,7 +1,7 @@
 """Features of a run's pictures, one file per picture and feature, resumable."""
 import numpy as np
 
-from utils import cli, evaluators, images, layout, store
+from utils import cli, evaluators, images, layout, models, store
 from utils.errors import Problem
 
 
@@ -19,7 +19,7 @@ def extract(args):
     judges = evaluators.Evaluators(args.usefeat, cli.device(args.gpu))
     made_from = store.read_json(layout.manifest(samples))
     store.claim_folder(folder, store.record("img2feat_decoded.py", {"run": run}, pictures=made_from), args.overwrite)
-    store.claim_folder(folder / "networks", judges.identities(), args.overwrite)
+    store.claim_folder(folder / "networks", judges.identities() | models.arithmetic(judges.device), args.overwrite)
 
     with store.working(folder, 0, 1):
         # A batch with any feature missing is made whole: see diffusion_decoding.py.

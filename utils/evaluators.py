@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from utils import models
+from utils import features, models
 
 # What each evaluation feature is, in torchvision's and transformers' names: those of the original's
 # img2feat_decoded.py, and those of evaluate.py's table besides (utils/evaluation_table.py says which).
@@ -47,7 +47,8 @@ class Evaluators:
             found |= network(self._normalised(pictures, **preprocessing))
         if self.clip:
             found |= self._clip(pictures)
-        return {name: found[name].float().flatten(1).cpu().numpy() for name in found if name in self.names}
+        return {name: features.finite(found[name].flatten(1), f"the network of {name}", "check its weights, then the pictures")
+                for name in found if name in self.names}
 
     def _normalised(self, pictures, image_size, mean, std):
         resized = np.stack([resize(picture, image_size) for picture in pictures]).astype(np.float32) / 255

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.cluster import KMeans
 
-from utils import cli, decoded, decoding, identification, layout, reconstruction, regression, store, trials
+from utils import cli, decoded, decoding, identification, layout, memory, reconstruction, regression, store, trials
 from utils.errors import Problem
 
 SCRIPT = "evaluate.py --held_out_clusters"
@@ -220,6 +220,7 @@ def _of_target(target, roi, clusters, args, matrix, voxels, fitted, full, device
     each = fitted["use_stim"] == "each"
     activity = voxels.train if each else voxels.train_average
     rows = voxels.train_rows if each else np.arange(len(voxels.train_stimuli))
+    device = memory.ridge_device(device, *activity.shape)
 
     def refit(kept):
         return predict(activity, rows, train, kept, voxels.test, mode=fitted["mode"], alphas=fitted["alphas"],

@@ -4,6 +4,7 @@
 mini_nsd/models), or a folder that holds one folder per role, in the hub's layout.
 """
 import functools
+import gc
 import hashlib
 import os
 import pickle
@@ -99,7 +100,8 @@ def identity(role):
 
 def cpu_has_bfloat16():
     """True if the processor multiplies bfloat16 matrices natively; elsewhere bfloat16 is emulated and slow."""
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # private: where it is gone, float32 serves
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and supported is not None and supported()
 
 
 def precision(name, device):
@@ -109,6 +111,16 @@ def precision(name, device):
     if device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32
+
+
+def dtype_name(dtype):
+    """float16 for torch.float16: how records and --precision name it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def arithmetic(device):
+    """How a GPU multiplies float32, for the record: "ieee", or "tf32" (10 bits). Nothing for a CPU, which has one way."""
+    return {"float32": torch.backends.cudnn.conv.fp32_precision} if device.type == "cuda" else {}
 
 
 def _load(cls, role, method="from_pretrained", **options):
@@ -321,6 +333,9 @@ def _cookbook(role, files):
 
 
 def forget():
-    """Free the loaded models, between the stages of one process."""
+    """Free the loaded models, and a GPU's memory with them, between the stages of one process."""
     for cached in (stable_diffusion, clip, classifier, blip, dpt, vgg19, generator):
         cached.cache_clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
