@@ -100,7 +100,7 @@ class LatentDiffusion:
             found.append(made)
         return torch.cat(found)
 
-    @torch.inference_mode()
+    @lazy.inference_mode
     def predict(self, latents, timestep, empty, conditioning, guidance, extra=None):
         """The UNet's prediction (n, 4, h, w) float32 for scaled latents, guided unless `conditioning` is None.
 
