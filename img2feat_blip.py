@@ -20,7 +20,8 @@ def main(argv=None, dataset="nsd"):
     captioner = captioning.Captioner(*models.blip(device, dtype), args.prompt)
     stimuli, attributes = features.open_stimuli(args)
     features.extract(
-        args, stimuli, attributes | {"stored": args.store, "pixels": captioner.pixels}, "blip", layout.of_dataset("blip", args.dataset), dtype,
+        args, stimuli, attributes | {"stored": args.store, "pixels": captioner.pixels}, "blip",
+        layout.of_dataset("blip", args.dataset), dtype,
         lambda pixels, _: features.stored(captioner.embed(pixels), args.store), features.batch_size(args, device),
         prepare=lambda ids: captioner.prepare(stimuli.read(ids)),
     )
