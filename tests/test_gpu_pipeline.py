@@ -14,8 +14,11 @@ from tests import pretend_gpu, stage_runs
 from utils import icnn, layout, models, nsd, store
 
 SUBJECT = stage_runs.SUBJECT
-ALL = ["--methods", *layout.METHODS, "--datasets", *layout.DATASETS, "--imgidx", "0", "2", "--n_samples", "1",
-       "--steps", "2", "--skip", "make_figures.py", "make_report.py"]  # neither has a device
+SHORT = ["--imgidx", "0", "2", "--n_samples", "1", "--steps", "2"]
+NO_DEVICE = ["identification.py", "identification_occluded.py", "make_figures.py", "make_report.py"]
+# Between them cvpr and depth read all that the four methods read. Batches: as many as fit, then as asked.
+RUNS = (["--methods", *layout.METHODS, *SHORT, "--skip", "evaluate.py", *NO_DEVICE],
+        ["--datasets", "occluded", "--methods", "cvpr", "depth", *SHORT, "--batch_size", "3", "--skip", *NO_DEVICE])
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +38,12 @@ def settings(world):
         models.forget()
 
 
-def pipeline(workdir, gpu, *flags):
+def pipeline(workdir, gpu):
     if not layout.stimuli(workdir).exists():
         layout.stimuli(workdir).symlink_to(Path(os.environ["NSD_ROOT"]) / nsd.STIMULI_KEY)
     models.forget()
-    run_pipeline.main(["--subject", SUBJECT, "--workdir", str(workdir), "--gpu", gpu, *map(str, flags)])
+    for flags in RUNS:
+        run_pipeline.main(["--subject", SUBJECT, "--workdir", str(workdir), "--gpu", gpu, *flags])
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def there(settings, tmp_path_factory):
             found.left.append(gpu.alive)
             torch.cuda.reset_peak_memory_stats()
         patch.setattr(models, "forget", forget_and_look)
-        pipeline(found.workdir, "0", *ALL)
+        pipeline(found.workdir, "0")
     found.peak = gpu.peak
     return found
 
@@ -62,18 +66,18 @@ def there(settings, tmp_path_factory):
 @pytest.fixture(scope="module")
 def here(settings, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("cpu")
-    pipeline(workdir, "-1", *ALL)
+    pipeline(workdir, "-1")
     return workdir
 
 
 def test_the_whole_pipeline_on_a_gpu_gives_what_it_gives_on_the_cpu(there, here):
     ws = [layout.Workspace(workdir, SUBJECT) for workdir in (there.workdir, here)]
-    scores = [sorted(path.relative_to(each.decoded) for path in each.found_scores()) for each in ws]
+    scores = [sorted(path.relative_to(each.decoded) for path in each.decoded.glob("*_scores_*.npy")) for each in ws]
     assert scores[0] == scores[1] and len(scores[0]) == 30
     for path in scores[0]:
         np.testing.assert_allclose(*(np.load(each.decoded / path) for each in ws), rtol=1e-3, atol=1e-3, err_msg=str(path))
     runs = ws[0].found_runs()
-    assert runs == ws[1].found_runs() and len(runs) == 8
+    assert runs == ws[1].found_runs() and len(runs) == 6
     for run in runs:
         pictures = [np.stack([np.asarray(Image.open(layout.sample_image(each.samples(run), image, 0)), int) for image in (0, 1)])
                     for each in ws]
@@ -84,7 +88,7 @@ def test_the_whole_pipeline_on_a_gpu_gives_what_it_gives_on_the_cpu(there, here)
 
 
 def test_nothing_is_left_on_the_gpu_between_stages_so_its_peak_is_the_largest_stages(there):
-    assert len(there.left) > 50 and max(there.left) == 0
+    assert len(there.left) > 40 and max(there.left) == 0
     assert there.peak == max(there.peaks) < sum(there.peaks) / 4
 
 
@@ -120,20 +124,21 @@ def test_a_run_is_not_gone_on_with_in_another_precision(reconstruct, here, setti
 
 def test_out_of_memory_is_one_line_that_names_the_flag_and_leaves_nothing_half_written(reconstruct, here):
     folder = layout.Workspace(here, SUBJECT).samples("cvpr-c")
-    with pretend_gpu.Device("cuda", memory=20 << 20):
+    with pretend_gpu.Device("cuda", memory=60 << 20):
         refused = reconstruct("--method", "cvpr", "--conditioning", "c", "--batch_size", 64, "--n_samples", 32, gpu=0)
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
     line = refused.stderr.strip().splitlines()[-1]
     assert line.startswith("error: out of memory") and "--batch_size" in line
     assert {path.name for path in folder.iterdir()} == {"manifest.json", "00000_org.png", "00001_org.png"}
-    with pretend_gpu.Device("cuda", memory=40 << 20) as gpu:
+    with pretend_gpu.Device("cuda", memory=60 << 20) as gpu:
         done = reconstruct("--method", "cvpr", "--conditioning", "c", "--n_samples", 32, gpu=0)
     assert done.returncode == 0, done.stderr
-    assert " at once: " in done.stderr and len(list(folder.glob("*_0*.png"))) == 64 and gpu.peak <= 40 << 20
+    assert " at once: " in done.stderr and len(list(folder.glob("*_0*.png"))) == 64 and gpu.peak <= 60 << 20
 
 
 def test_every_stage_of_a_pipeline_with_a_forward_pass_gets_the_batch_size(capsys, tmp_path):
-    run_pipeline.main(["--subject", SUBJECT, "--workdir", str(tmp_path), *ALL, "--batch_size", "3", "--dry_run"])
+    run_pipeline.main(["--subject", SUBJECT, "--workdir", str(tmp_path), "--methods", "depth", "--datasets",
+                       *layout.DATASETS, "--batch_size", "3", "--dry_run"])
     for line in capsys.readouterr().out.splitlines():
         command = line.split(" python ")[1].split()
         asked = run_pipeline.arguments(command)
