@@ -24,7 +24,7 @@ from utils import layout, locks, store, system
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = [*ROOT.glob("*.py"), *(ROOT / "utils").rglob("*.py"), *(ROOT / "mini_nsd").rglob("*.py")]
-CARRIED = {"botocore", "urllib3", "markupsafe"}  # boto3 and jinja2 bring them, and decide their versions
+CARRIED = {"botocore", "urllib3", "markupsafe", "packaging"}  # boto3, jinja2 and pytest bring them, and decide their versions
 STAGES = ("make_subjmri.py", "make_subjstim.py --featname c --use_stim each --npy", "ridge.py --target c --roi early",
           "ridge.py --target c --roi ventral", "combine_roi_predictions.py --target c --rois early ventral --weights equal")
 
