@@ -221,7 +221,8 @@ def test_a_depth_map_that_is_none_is_named(tmp_path, depth_map):
 
 def test_stimuli_that_the_subject_saw_and_the_file_lacks_are_counted(world, tmp_path, capsys):
     tiny_nsd.build_stimuli(world, 101)
-    asked = SimpleNamespace(dataset="nsd", workdir=tmp_path / "work", subject="subj01", imgidx=None)
+    asked = SimpleNamespace(dataset="nsd", workdir=tmp_path / "work", subject="subj01", imgidx=None, stimuli_path=None,
+                            occluded_path=None, occluded_dir=None)
     features.open_stimuli(asked)
     assert "lacks 2 of the stimuli that subj01 saw (the first is 73k id 101)" in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ def test_the_gpu_benchmark_rehearses_on_the_cpu(tmp_path):
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert list(found["parts"]) == ["products", "vae", "counted"]
+    assert set(found["parts"]) == {"products", "vae", "counted"}
     assert [each["fault"] for each in found["parts"].values()] == [None] * 3
     decoding = [line for line in found["parts"]["vae"]["lines"] if line["group"] == "decode"]
     reference, *others = decoding
