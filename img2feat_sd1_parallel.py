@@ -24,7 +24,8 @@ def main(argv=None, dataset="nsd"):
     device = cli.device(args.gpu)
     dtype = models.precision(args.precision, device)
     model = diffusion.LatentDiffusion(models.stable_diffusion(device, dtype))
-    batch = features.batch_size(args, device, features.AUTO_BATCH, lambda: model.caption_features([PROBE]))
+    batch = features.batch_size(args, device, features.AUTO_BATCH, lambda: model.caption_features([PROBE]),
+                                model.sliced_encode())
     features.extract(
         args, stimuli, attributes, "sd", layout.of_dataset("init_latent", args.dataset), dtype,
         lambda pixels, _: features.as_numpy(model.encode(pixels)), batch,

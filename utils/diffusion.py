@@ -85,7 +85,7 @@ class LatentDiffusion:
         its neighbours either: Stable Diffusion's VAE can overflow float16. Raises Problem where that does not help.
         """
         found = []
-        for part in inputs.to(self.device).split(max(1, VAE_PIXELS // side ** 2)):
+        for part in inputs.to(self.device).split(slice_of(side)):
             made = compute(self._to(part))
             bad = ~torch.isfinite(made).flatten(1).all(1)
             if self.dtype != torch.float32 and bad.any():
@@ -118,10 +118,20 @@ class LatentDiffusion:
         return unconditional + guidance * (conditional - unconditional)
 
     def probe(self, extra_channels=0):
-        """One guided step of one blank sample: what `memory.batch` tries. The VAE's memory does not grow with the batch."""
+        """One guided step of one blank sample: what `memory.batch` tries."""
         latents = torch.zeros(1, self.latent_channels + extra_channels, self.latent_side, self.latent_side, device=self.device)
         text = torch.zeros(1, *self.text_shape, device=self.device)
         self.predict(latents, torch.tensor(0, device=self.device), text, text, GUIDANCE)
+
+    def sliced_decode(self):
+        """(decode one blank picture, the most that the VAE takes at once), for `memory.batch`."""
+        blank = torch.zeros(1, self.latent_channels, self.latent_side, self.latent_side)
+        return lambda: self.decode(blank), slice_of(self.size)
+
+    def sliced_encode(self):
+        """As `sliced_decode`, for `encode` of a picture at the feature size."""
+        blank = torch.zeros(1, 3, self.feature_size, self.feature_size)
+        return lambda: self.encode(blank), slice_of(self.feature_size)
 
     @lazy.inference_mode
     def embed(self, captions):
@@ -177,6 +187,11 @@ class LatentDiffusion:
             predicted = self.predict(plan.scale_model_input(latents, timestep), timestep, empty, conditioning, guidance, extra)
             latents = plan.step(predicted, timestep, latents).prev_sample
         return self.decode_denoised(latents)
+
+
+def slice_of(side):
+    """Pictures of side × side px that the VAE takes at once."""
+    return max(1, VAE_PIXELS // side ** 2)
 
 
 def enlarge(pixels, size):

@@ -38,13 +38,13 @@ def add_images(parser):
     cli.add_occluded_dir(parser)
 
 
-def batch_size(args, device, auto, probe):
+def batch_size(args, device, auto, probe, sliced=None):
     """Items a forward pass: --batch_size, or what `auto` says for the device; on a GPU as many of them as its memory holds.
 
-    probe: computes one item; see memory.batch.
+    probe, sliced: compute one item; see memory.batch.
     """
     if args.batch_size == "auto":
-        return memory.batch(device, auto, probe)
+        return memory.batch(device, auto, probe, sliced)
     if not args.batch_size.isdecimal() or int(args.batch_size) < 1:
         raise Problem(f"--batch_size {args.batch_size} is no number of images", "give a whole number from 1, or auto")
     return int(args.batch_size)

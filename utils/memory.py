@@ -27,26 +27,35 @@ def free(device):
     return torch.cuda.mem_get_info(device)[0]
 
 
-def batch(device, auto, probe):
+def batch(device, auto, probe, sliced=None):
     """Items a forward pass: auto[device.type]; on a CUDA device at most that, the largest power of two that its memory holds.
 
-    probe: runs the computation for one item. A power of two, so that a little more or less free memory changes nothing.
-    Says the number where memory sets it; 1 is tried even where one item seems too large.
+    probe: runs the computation for one item. sliced: (another, of one item; the most that it ever takes at once), as the VAE
+    has. A power of two, so that a little more or less free memory changes nothing. Says the number where memory sets it; 1 is
+    tried even where one item seems too large.
     """
     most = auto[device.type]
     if device.type != "cuda":
         return most
+    item = _item_bytes(device, probe)
+    part, slice_size = (_item_bytes(device, sliced[0]), sliced[1]) if sliced else (0, 0)
+    room = free(device)
+    size = 1
+    while 2 * size <= most and max(2 * size * item, min(2 * size, slice_size) * part) <= SHARE * room:
+        size *= 2
+    if size < most:
+        cli.say(f"{size} at once: {room / 2 ** 20:,.0f} MiB are free, one takes {max(item, part) / 2 ** 20:,.0f} "
+                "(--batch_size sets another number)")
+    return size
+
+
+def _item_bytes(device, probe):
+    """Bytes that a computation holds at most beside what was there before."""
     probe()  # the networks are loaded, and the libraries set up, by the first
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     probe()
-    item = max(1, torch.cuda.max_memory_allocated(device) - before)
-    room = free(device)
-    fits = max(1, int(SHARE * room) // item)
-    size = min(most, 1 << (fits.bit_length() - 1))
-    if size < most:
-        cli.say(f"{size} at once: {room / 2 ** 30:.1f} GiB are free, one takes {item / 2 ** 30:.2f} (--batch_size sets another number)")
-    return size
+    return max(1, torch.cuda.max_memory_allocated(device) - before)
 
 
 def ridge_bytes(n_trials, n_voxels):

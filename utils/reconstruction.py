@@ -141,7 +141,8 @@ def reconstruct(args):
     save_originals(args, ws, folder, chosen)
 
     items = [(image, sample) for image in chosen for sample in range(args.n_samples)]
-    size = features.batch_size(args, device, AUTO_BATCH, lambda: model.probe(extra_channels=int(inputs.depths)))
+    size = features.batch_size(args, device, AUTO_BATCH, lambda: model.probe(extra_channels=int(inputs.depths)),
+                               model.sliced_decode())
     batches = [items[start:start + size] for start in range(0, len(items), size)]
     with cli.progress(desc=run, total=len(items), unit="sample") as bar:
         for batch in batches:
