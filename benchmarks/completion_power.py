@@ -32,8 +32,8 @@ import numpy as np
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from mini_nsd import brain, occluded_viewing  # noqa: E402
-from utils import cli, closeness, completion, layout, permutations  # noqa: E402
+from mini_nsd import brain, occluded_viewing
+from utils import cli, closeness, completion, layout, permutations
 
 REFITS = 5              # times that the decoders are trained anew, for each kappa
 DRAWS = 500             # permutations a set; the stage makes 2,000

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = [*ROOT.glob("*.py"), *(ROOT / "utils").rglob("*.py"), *(ROOT / "mini_nsd").rglob("*.py")]
 # boto3, jinja2 and pytest bring them, and decide their versions.
 CARRIED = {"botocore", "urllib3", "markupsafe", "packaging"}
+TOOLS = {"ruff"}  # run, not imported
 STAGES = ("make_subjmri.py", "make_subjstim.py --featname c --use_stim each --npy", "ridge.py --target c --roi early",
           "ridge.py --target c --roi ventral",
           "combine_roi_predictions.py --target c --rois early ventral --weights equal")
@@ -219,7 +220,7 @@ def test_requirements_hold_what_is_imported_and_no_more():
     assert imported(set(OWN) - {demo}) - CARRIED == runs
     assert not runs & tests
     others = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), demo]
-    assert imported(others) - runs - CARRIED == tests
+    assert imported(others) - runs - CARRIED == tests - TOOLS
 
 
 def test_the_locked_versions_are_exact_and_within_the_ranges():

@@ -105,7 +105,7 @@ def closeness(ws, rows, near, simulated):
         made, axes = plt.subplots(1, len(COMPARED), figsize=(figures.WIDTH, 2.6), layout="constrained")
         for axis, (key, name, colour, marker) in zip(axes, COMPARED):
             axis.axhline(0, color=BLACK, lw=0.8)
-            for step, (source, label, fill) in enumerate(SOURCES):
+            for step, (source, _, fill) in enumerate(SOURCES):
                 for x, name_of in enumerate(judged):
                     row = known.get((*name_of, source))
                     if row is None or np.isnan(row[key]):

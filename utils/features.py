@@ -103,10 +103,10 @@ def extract(args, stimuli, attributes, role, feature, dtype, compute, batch, pre
     folder: of its shards, default nsdfeat/{feature}.
     """
     extract_all(args, stimuli, attributes, role, [feature], dtype, lambda *given: [compute(*given)], batch, prepare,
-                {feature: folder} if folder else {})
+                {feature: folder})
 
 
-def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, prepare=None, folders={}):
+def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, prepare=None, folders=None):
     """Compute features that come from one forward pass, for the stimuli that lack any, shard by shard, reading ahead.
 
     role: whose identity the shards record. names: of the features below nsdfeat/. compute(prepared, ids) → one
@@ -115,7 +115,7 @@ def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, p
     """
     attributes = attributes | models.identity(role) | {
         "dtype": models.dtype_name(dtype), "code_version": __version__}
-    shards = {name: store.Shards(folders.get(name) or layout.features(args.workdir, name)) for name in names}
+    shards = {name: store.Shards((folders or {}).get(name) or layout.features(args.workdir, name)) for name in names}
     ids = wanted(args, stimuli)
     for name, each in shards.items():
         if args.overwrite:
