@@ -6,7 +6,7 @@ DEMO ?= demo
 # Exact versions where they were tried, ranges elsewhere (docs/platforms.md).
 REQUIREMENTS ?= $(shell $(PYTHON) -c "import platform as p; print('requirements.lock' if (p.system(), p.machine(), *p.python_version_tuple()[:2]) == ('Linux', 'x86_64', '3', '11') else 'requirements-test.txt')")
 
-.PHONY: demo test bench docs lock clean
+.PHONY: demo test lint bench docs lock clean
 
 $(VENV)/.installed: requirements.txt requirements-test.txt requirements.lock
 	$(PYTHON) -c "import utils"
@@ -20,6 +20,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/python -m ruff check
 
 bench: $(VENV)/.installed
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done

@@ -26,7 +26,8 @@ def main(argv=None):
     parser.add_argument("--dataset", choices=["original", "occluded"], default="original",
                         help="features of whole or occluded images (default: original)")
     parser.add_argument("--decoded_dir", type=Path, metavar="DIR",
-                        help="folder of {subject}/ with the predictions, to read and to write (default: decoded in --workdir)")
+                        help="folder of {subject}/ with the predictions, to read and to write (default: decoded in "
+                        "--workdir)")
     parser.add_argument("--shuffle_trials", type=int, metavar="SEED", help="combine the control's predictions")
     args = cli.parse(parser, argv)
     if len(args.rois) < 2 or len(set(args.rois)) < len(args.rois):

@@ -16,7 +16,8 @@ from utils import cli, layout, nsd, occlusion, s3, store, trials
 def main(argv=None):
     parser = cli.parser(__doc__, "python generate_occluded_images.py --input_path nsd_stimuli.hdf5 "
                         "--output_path nsd_stimuli_occluded.hdf5 --subject subj01")
-    parser.add_argument("--input_path", type=Path, help="default: NSD's, in a local NSD_ROOT or as img2feat_sd.py fetched it")
+    parser.add_argument("--input_path", type=Path,
+                        help="default: NSD's, in a local NSD_ROOT or as img2feat_sd.py fetched it")
     parser.add_argument("--output_path", type=Path, help="default: nsd_stimuli_occluded.hdf5 in --workdir")
     cli.add_imgidx(parser, "stimuli")
     parser.add_argument("--subject", nargs="+", choices=layout.SUBJECTS, metavar="subjNN",
@@ -40,7 +41,8 @@ def main(argv=None):
     if older and (args.h5_path is None or args.outdir is None):
         parser.error("--h5_path and --outdir go together")
     if older and (args.input_path or args.output_path or args.imgidx or args.subject):
-        parser.error("--h5_path/--outdir/--start/--end and --input_path/--output_path/--imgidx/--subject are two forms: use one")
+        parser.error("--h5_path/--outdir/--start/--end and --input_path/--output_path/--imgidx/--subject are two "
+                     "forms: use one")
     if not older and (args.start is not None or args.end is not None):
         parser.error("--start and --end go with --h5_path and --outdir; use --imgidx A B")
     if args.start is not None and args.start < 0:

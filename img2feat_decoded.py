@@ -14,7 +14,8 @@ def main(argv=None, dataset="nsd"):
     cli.add_revision(parser)
     cli.add_run(parser, dataset)
     cli.add_usefeat(parser, "features to extract")
-    parser.add_argument("--npy", action="store_true", help="also write the original's file for each picture and feature")
+    parser.add_argument("--npy", action="store_true",
+                        help="also write the original's file for each picture and feature")
     parser.add_argument("--batch_size", type=int, default=32, help="pictures a forward pass (default: 32)")
     args = cli.parse(parser, argv)
     if args.batch_size < 1:

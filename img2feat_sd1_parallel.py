@@ -1,6 +1,8 @@
-"""Extract the features that the CVPR method decodes: `init_latent` (VAE latent of the image) and `c` (caption embedding).
+"""Extract the features that the CVPR method decodes: `init_latent` (VAE latent of the image)
+and `c` (caption embedding).
 
-No sampling loop runs: the latent is the VAE posterior's mean at 320 px, c the mean text embedding of the image's captions.
+No sampling loop runs: the latent is the VAE posterior's mean at 320 px, c the mean text embedding of the image's
+captions.
 
 Reads   nsd_stimuli.hdf5 (or nsd_stimuli_occluded.hdf5), NSD's COCO captions
 Writes  nsdfeat/init_latent/ and nsdfeat/c/ (with --dataset occluded: …_occluded), one HDF5 file per 256 stimuli
@@ -15,7 +17,8 @@ def main(argv=None, dataset="nsd"):
     parser = cli.parser(__doc__, "python img2feat_sd1_parallel.py --imgidx 0 73000 --gpu 0")
     features.add_arguments(parser, dataset)
     parser.add_argument("--captions", choices=["coco", "blip"], default="coco",
-                        help="caption by people (default), or by BLIP from the occluded image (img2feat_blip_occlusion.py)")
+                        help="caption by people (default), or by BLIP from the occluded image "
+                        "(img2feat_blip_occlusion.py)")
     args = cli.parse(parser, argv)
 
     stimuli, attributes = features.open_stimuli(args)

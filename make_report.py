@@ -4,8 +4,9 @@ Its first screen says what was seen, what was hidden, what came back and how sur
 test image, close-ups of hidden regions, the tables with intervals and controls, and what made it all. What is not there
 is named on the page, and here, with the command that makes it. A page that shows what there is already is kept.
 
-Reads   decoded/image-*/{subject}/samples/, scores/per_image_scores_{subject}_*.csv and .json, amodal_completion/{subject}/,
-        evaluation/{subject}/, decoded/{subject}/captions/ and *_scores_*.json, mrifeat/{subject}/
+Reads   decoded/image-*/{subject}/samples/, scores/per_image_scores_{subject}_*.csv and .json,
+        amodal_completion/{subject}/, evaluation/{subject}/, decoded/{subject}/captions/ and *_scores_*.json,
+        mrifeat/{subject}/
 Writes  report/{subject}/report.html and .json
 """
 from utils import cli, report

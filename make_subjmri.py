@@ -14,7 +14,8 @@ def main(argv=None):
     parser = cli.parser(__doc__, "python make_subjmri.py --subject subj01 --workers 2")
     cli.add_subject(parser, default="subj01")
     cli.add_voxel_choice(parser)
-    parser.add_argument("--roi", type=cli.name, nargs="+", metavar="ROI", help="only these ROIs of the atlas (default: all)")
+    parser.add_argument("--roi", type=cli.name, nargs="+", metavar="ROI",
+                        help="only these ROIs of the atlas (default: all)")
     parser.add_argument("--sessions", type=int, metavar="N",
                         help="only the first N sessions; the paper used 37 (default: all)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="sessions read at a time (default: 1)")

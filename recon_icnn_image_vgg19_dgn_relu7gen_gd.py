@@ -3,8 +3,8 @@
 Reads   decoded/gan_mod/{layer}/{subject}/streams/*.mat of conv1_2 conv2_2 conv3_4 conv4_4 conv5_4 fc6 fc7 fc8;
         nsd_stimuli.hdf5 (training images, for the spread of true features)
 Writes  decoded/gan_recon_img/all_layers/{subject}/streams/recon_image_normalized-VGG19-fc8-{subject}-streams-{i}.tiff,
-        and the same before its levels are set, recon_image-VGG19-fc8-{subject}-streams-{i}.mat (recon_image, float32 RGB)
-        (with --dataset occluded: decoded/gan_recon_img_occluded/…)
+        and the same before its levels are set, recon_image-VGG19-fc8-{subject}-streams-{i}.mat (recon_image, float32
+        RGB) (with --dataset occluded: decoded/gan_recon_img_occluded/…)
 """
 from utils import cli, features, icnn
 

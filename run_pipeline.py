@@ -19,7 +19,8 @@ HERE = Path(__file__).resolve().parent
 
 
 def main(argv=None):
-    parser = cli.parser(__doc__, "python run_pipeline.py --subject subj01 --methods cvpr text gan depth --datasets nsd occluded")
+    parser = cli.parser(__doc__,
+                        "python run_pipeline.py --subject subj01 --methods cvpr text gan depth --datasets nsd occluded")
     cli.add_subject(parser)
     cli.add_gpu(parser)
     cli.add_revision(parser)
@@ -35,12 +36,16 @@ def main(argv=None):
     parser.add_argument("--batch_size", type=int, metavar="N",
                         help="items a forward pass of every stage that has the flag (default: the stage's own)")
     parser.add_argument("--controls", action="store_true",
-                        help="also the recovery check (true features) and the control (shuffled trials) of the cvpr method")
+                        help="also the recovery check (true features) and the control (shuffled trials) of the cvpr "
+                        "method")
     parser.add_argument("--by_roi", action="store_true", help="also decode init_latent and c from each ROI by itself")
-    parser.add_argument("--completion", action="store_true", help="also amodal_completion.py: NSD_ROOT has occluded_viewing/")
-    parser.add_argument("--skip", nargs="+", default=[], metavar="SCRIPT", help="leave these out, for instance make_report.py")
+    parser.add_argument("--completion", action="store_true",
+                        help="also amodal_completion.py: NSD_ROOT has occluded_viewing/")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="SCRIPT",
+                        help="leave these out, for instance make_report.py")
     parser.add_argument("--dry_run", action="store_true", help="print the commands only")
-    parser.add_argument("--status", action="store_true", help="say what is done, partial, stale or missing; run nothing")
+    parser.add_argument("--status", action="store_true",
+                        help="say what is done, partial, stale or missing; run nothing")
     args = cli.parse(parser, argv)
     if args.batch_size is not None and args.batch_size < 1:
         parser.error("--batch_size must be at least 1")
@@ -65,7 +70,8 @@ def show_status(steps):
     states = []
     for number, (command, state, note) in enumerate(status.of(steps, arguments), start=1):
         states.append(state)
-        print(f"{state:<8}[{number}/{len(steps)}] python {shlex.join(command)}" + (f"\n          {note}" if note else ""))
+        print(f"{state:<8}[{number}/{len(steps)}] python {shlex.join(command)}"
+              + (f"\n          {note}" if note else ""))
     print(", ".join(f"{states.count(state)} {state}" for state in status.STATES))
 
 

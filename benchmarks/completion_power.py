@@ -32,8 +32,8 @@ import numpy as np
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from mini_nsd import brain, occluded_viewing  # noqa: E402
-from utils import cli, closeness, completion, layout, permutations  # noqa: E402
+from mini_nsd import brain, occluded_viewing
+from utils import cli, closeness, completion, layout, permutations
 
 REFITS = 5              # times that the decoders are trained anew, for each kappa
 DRAWS = 500             # permutations a set; the stage makes 2,000
@@ -46,7 +46,8 @@ RIVALS = closeness.REFERENCES[1:]
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=int, default=40,
-                        help="data sets at kappa 0; a quarter at each other (default: 40, minutes; docs/amodal_completion.md has 200)")
+                        help="data sets at kappa 0; a quarter at each other (default: 40, minutes; "
+                        "docs/amodal_completion.md has 200)")
     parser.add_argument("--scenes", type=int, default=60, help="test scenes a set (default: 60)")
     parser.add_argument("--pool", type=int, default=160, help="test scenes to draw them from (default: 160)")
     parser.add_argument("--gaze", type=float, default=occluded_viewing.GAZE,
@@ -89,17 +90,18 @@ def main():
                    np.mean([one["control_low"] > 0 or one["control_high"] < 0 for one in each]),
                    *np.mean([one["closeness"] for one in each], axis=0)]
             rows.append(row)
-            print(f"{level:6.2f} {roi:12} {row[2]:8} {row[3]:4} {row[4]:7.3f} {row[5]:6.3f} {row[6]:6.3f} {row[7]:8.2f} "
-                  f"{row[8]:6.3f} {row[9]:6.3f} {row[10]:6.2f} {row[11]:8.3f} {row[12]:6.2f} "
+            print(f"{level:6.2f} {roi:12} {row[2]:8} {row[3]:4} {row[4]:7.3f} {row[5]:6.3f} {row[6]:6.3f} "
+                  f"{row[7]:8.2f} {row[8]:6.3f} {row[9]:6.3f} {row[10]:6.2f} {row[11]:8.3f} {row[12]:6.2f} "
                   + " ".join(f"{value:8.3f}" for value in row[13:]))
         any_roi = sum(any(one[roi]["corrected"] < 0.05 for roi in layout.ROIS) for one in found[level])
-        print(f"{level:6.2f} any ROI, corrected: {any_roi} of {len(found[level])} = {share(any_roi, len(found[level]))}")
+        print(f"{level:6.2f} any ROI, corrected: {any_roi} of {len(found[level])} = "
+              f"{share(any_roi, len(found[level]))}")
     cli.say(f"{time.monotonic() - started:.0f} s")
     if args.out:
         with open(args.out, "w", newline="") as file:
-            csv.writer(file).writerows([["kappa", "roi", "feature", "sets", "index", "sd", "bias", "covered", "p_below_05",
-                                         "corrected_below_05", "enough_signal", "control", "control_not_0",
-                                         *(f"over_{name}" for name in RIVALS)], *rows])
+            csv.writer(file).writerows([["kappa", "roi", "feature", "sets", "index", "sd", "bias", "covered",
+                                         "p_below_05", "corrected_below_05", "enough_signal", "control",
+                                         "control_not_0", *(f"over_{name}" for name in RIVALS)], *rows])
 
 
 def null_table(sets):
@@ -145,7 +147,8 @@ def fitted(experiment, refit):
         here = np.flatnonzero(experiment.one.roi == label)
         feature = completion.feature_of(roi)
         betas = 300 * (experiment.trained[experiment.rows][:, here] + experiment.noise(len(experiment.rows), here, rng))
-        readout = completion.readouts(betas, experiment.rows, {feature: experiment.material.features[feature][0]})[feature]
+        readout = completion.readouts(betas, experiment.rows,
+                                      {feature: experiment.material.features[feature][0]})[feature]
         visible, _ = completion.visible_only(experiment.material, betas, experiment.rows)
         found[roi] = here, readout, visible @ readout.weights + readout.offset
     return found

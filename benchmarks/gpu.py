@@ -189,7 +189,8 @@ def compiled(bench):
         step, plain = unet_step(model, count, last=True, backend=backend)
         step()
         what = f"batch {count}, {named(bench.half)}, channels_last, compiled ({backend})"
-        bench.measured(what, step, count, "steps/s", bench.half, group="unet", counting=("unet", plain), counted=("unet", count, bench.half.itemsize),
+        bench.measured(what, step, count, "steps/s", bench.half, group="unet", counting=("unet", plain),
+                       counted=("unet", count, bench.half.itemsize),
                        note=f"compiling took {time.perf_counter() - start:.0f} s")
 
 

@@ -4,9 +4,9 @@
     python benchmarks/rehearsal.py --methods cvpr       # 7 minutes
 
 Inputs are synthetic and the networks' weights random; sizes are subj01's. Each stage runs on a slice, in a process of
-its own, and is scaled; what is measured and what it is scaled to are printed. No GPU is used. What one would take is NOT
-measured: the last column divides the networks' floating-point operations, counted here, by a rate that one assumes
-(--gpu_tflops). Stages of every method (sampling, its features, identification) are counted once for each.
+its own, and is scaled; what is measured and what it is scaled to are printed. No GPU is used. What one would take is
+NOT measured: the last column divides the networks' floating-point operations, counted here, by a rate that one
+assumes (--gpu_tflops). Stages of every method (sampling, its features, identification) are counted once for each.
 """
 import argparse
 import json
@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from utils import layout  # noqa: E402
 
-TRIALS, TRAIN_TRIALS, TRAIN_STIMULI, STIMULI, TEST = 30_000, 24_980, 8_859, 9_841, 982  # subj01, 37 sessions of training
+# Of subj01, 37 sessions of training.
+TRIALS, TRAIN_TRIALS, TRAIN_STIMULI, STIMULI, TEST = 30_000, 24_980, 8_859, 9_841, 982
 EARLY, VENTRAL, LATENT, CONDITIONING = 5_917, 7_604, 6_400, 59_136
 AVERAGED = 26_688                                      # voxels of decoded.ROIS
 BLIP, DPT = 226 * 768, 4 * 577 * 1_024
@@ -107,7 +108,8 @@ def img2feat_dpt(args):
 
 
 def vgg19(args):
-    """The Caffe VGG19's layers of 8 images in bfloat16, and two steps of the inversion of 4 with the relu7 generator."""
+    """The Caffe VGG19's layers of 8 images in bfloat16, and two steps of the inversion of 4 with the relu7
+    generator."""
     import torch
     from benchmarks._shared import vgg19_and_generator
     from utils import icnn
@@ -149,7 +151,8 @@ def make_subjstim(args):
         shards = store.Shards(layout.features(folder, "c"))
         random = np.random.default_rng(DRAW)
         for start in range(0, count, 256):
-            shards.write(ids[start:start + 256], random.standard_normal((256, CONDITIONING), np.float32), {"stimuli": "nsd"})
+            shards.write(ids[start:start + 256], random.standard_normal((256, CONDITIONING), np.float32),
+                         {"stimuli": "nsd"})
         seconds, peak = script("make_subjstim.py", "--featname", "c", "--use_stim", "each", "--subject", "subj01",
                                "--workdir", folder)
     sizes = {"cvpr": (LATENT + CONDITIONING) * 4, "text": BLIP * 2, "gan": VGG19_DIMS * 2, "depth": DPT * 2}
@@ -164,7 +167,8 @@ def ridge(name, voxels, dims, args):
     rows = np.concatenate([np.arange(TRAIN_STIMULI), random.integers(TRAIN_STIMULI, size=TRAIN_TRIALS - TRAIN_STIMULI)])
     signal = random.standard_normal((TRAIN_STIMULI, 64), np.float32)
     mixing = random.standard_normal((64, voxels), np.float32)
-    train = (100 * (signal[rows] @ mixing + 8 * random.standard_normal((TRAIN_TRIALS, voxels), np.float32))).astype(np.int16)
+    train = (100 * (signal[rows] @ mixing
+                    + 8 * random.standard_normal((TRAIN_TRIALS, voxels), np.float32))).astype(np.int16)
     targets = signal @ random.standard_normal((64, part), np.float32)
     first, rest = fitted(train, rows, targets, random.standard_normal((TEST, voxels), np.float32))
     return [row("cvpr", name, f"all trials, {part:,} of {dims:,} dims", first + rest, first + rest * dims / part,
@@ -180,9 +184,10 @@ def ridge_of_averages(args):
         rows += 5 * random.standard_normal(rows.shape, np.float32)
     targets = signal @ random.standard_normal((64, part), np.float32)
     first, rest = fitted(train, np.arange(TRAIN_STIMULI), targets, random.standard_normal((TEST, AVERAGED), np.float32))
-    return [row(method, f"ridge {name}", f"averages, {part:,} of {dims:,} dims", first + rest, first + rest * dims / part,
-                TEST * dims * 4)
-            for method, name, dims in (("text", "blip", BLIP), ("gan", "VGG19", VGG19_DIMS), ("depth", "dpt_emb0–3", DPT))]
+    return [row(method, f"ridge {name}", f"averages, {part:,} of {dims:,} dims", first + rest,
+                first + rest * dims / part, TEST * dims * 4)
+            for method, name, dims in (("text", "blip", BLIP), ("gan", "VGG19", VGG19_DIMS),
+                                       ("depth", "dpt_emb0–3", DPT))]
 
 
 def fitted(train, rows, targets, test):
@@ -238,8 +243,8 @@ def img2feat_decoded(args):
         tower(torch.randn(count, 3, 224, 224), output_hidden_states=True)
     seconds = timed(judge)
     pictures = TEST * (SAMPLES + 1)
-    return [row(EVERY, "img2feat_decoded", f"{count} pictures", seconds, seconds * pictures / count, pictures * EVALUATED * 4,
-                operations(judge) * pictures / count)]
+    return [row(EVERY, "img2feat_decoded", f"{count} pictures", seconds, seconds * pictures / count,
+                pictures * EVALUATED * 4, operations(judge) * pictures / count)]
 
 
 def identify(args):
@@ -272,7 +277,8 @@ STAGES = {
 
 
 def row(method, stage, measured, seconds, scaled, disk, operations=None, peak=None):
-    """A line of the table. scaled: seconds, operations and disk (bytes) of one subject; peak: MiB, else the process's."""
+    """A line of the table. scaled: seconds, operations and disk (bytes) of one subject;
+    peak: MiB, else the process's."""
     return {"method": method, "stage": stage, "measured": measured, "seconds": seconds, "scaled": scaled, "disk": disk,
             "operations": operations, "peak": peak}
 
@@ -317,16 +323,19 @@ def operations(function):
 
 
 def duration(seconds):
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.1f} s"
+    return (f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min" if seconds >= 60
+            else f"{seconds:.1f} s")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=layout.METHODS, default=layout.METHODS, help="default: all four")
+    parser.add_argument("--methods", nargs="+", choices=layout.METHODS, default=layout.METHODS,
+                        help="default: all four")
     parser.add_argument("--models", type=Path, default=ROOT / ".bench", metavar="DIR",
                         help="where SD 1.4's architecture is, or is written (default: .bench)")
     parser.add_argument("--gpu_tflops", type=float, default=40, metavar="N",
-                        help="rate that a GPU is assumed to sustain in half precision, 1e12 operations a second (default: 40)")
+                        help="rate that a GPU is assumed to sustain in half precision, 1e12 operations a second "
+                        "(default: 40)")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.stage:
@@ -357,11 +366,11 @@ def main():
                   f"{found['peak']:>9,.0f} {duration(found['scaled']):>10} {found['disk'] / 1e9:>7.2f} GB "
                   f"{duration(seconds) if counted else '—':>13}", flush=True)
     for method, (scaled, disk, on_gpu) in {**totals, "total": sum(totals.values())}.items():
-        print(f"{method:<7} {'all its stages':<26} {'':<35} {'':>9} {'':>9} {duration(scaled):>10} {disk / 1e9:>7.2f} GB "
-              f"{duration(on_gpu):>13}")
-    print(f"GPU, assumed: not measured; counted operations at {args.gpu_tflops:g} TFLOP/s, the other stages on this CPU. "
-          "gan and depth also need text's captions.\nridge.py --stream keeps VGG19's layers off the disk, for the price of "
-          "computing them twice.")
+        print(f"{method:<7} {'all its stages':<26} {'':<35} {'':>9} {'':>9} {duration(scaled):>10} "
+              f"{disk / 1e9:>7.2f} GB {duration(on_gpu):>13}")
+    print(f"GPU, assumed: not measured; counted operations at {args.gpu_tflops:g} TFLOP/s, the other stages on this "
+          "CPU. gan and depth also need text's captions.\nridge.py --stream keeps VGG19's layers off the disk, for the "
+          "price of computing them twice.")
 
 
 if __name__ == "__main__":

@@ -59,13 +59,17 @@ def solvers(workdir, count):
     """Identification and agreement with DDIM's 50 steps, by solver and steps, from what the demo decoded."""
     model, ws = small(torch.bfloat16), layout.Workspace(Path(workdir), "subj01")
     judges = evaluators.Evaluators(["clip", "alexnet5"], torch.device("cpu"))
-    latents, text = (np.load(ws.scores([roi], name))[:count] for name, roi in (("init_latent", "early"), ("c", "ventral")))
-    originals = judges(np.stack([images.load(layout.original_image(ws.samples("cvpr"), index)) for index in range(count)]))
+    latents, text = (np.load(ws.scores([roi], name))[:count]
+                     for name, roi in (("init_latent", "early"), ("c", "ventral")))
+    originals = judges(np.stack([images.load(layout.original_image(ws.samples("cvpr"), index))
+                                 for index in range(count)]))
     start = model.start_image(torch.from_numpy(latents))
-    noise = torch.stack([diffusion.sample_noise(42, index, 0, (4, model.latent_side, model.latent_side)) for index in range(count)])
+    noise = torch.stack([diffusion.sample_noise(42, index, 0, (4, model.latent_side, model.latent_side))
+                         for index in range(count)])
     conditioning = torch.from_numpy(text).reshape(-1, *model.text_shape)
     reference = None
-    print(f"\n{'solver, ' + str(count) + ' simulated test images × 1':<44} {'s/image':>9} {'clip':>10} {'alexnet5':>9} {'levels from DDIM 50':>20}")
+    print(f"\n{'solver, ' + str(count) + ' simulated test images × 1':<44} {'s/image':>9} {'clip':>10} {'alexnet5':>9} "
+          f"{'levels from DDIM 50':>20}")
     for solver, steps in SOLVERS:
         began = time.perf_counter()
         pixels = torch.cat([model.img2img(*part, steps=steps, solver=solver, progress=False) for part in zip(
@@ -75,9 +79,11 @@ def solvers(workdir, count):
         reference = pictures if reference is None else reference
         found = judges(pictures)
         scores = [identification.accuracy(identification.correlations(
-            range(count), originals[name].__getitem__, lambda j, name=name: found[name][j:j + 1])).mean() for name in ("clip", "alexnet5")]
+            range(count), originals[name].__getitem__, lambda j, name=name: found[name][j:j + 1])).mean()
+            for name in ("clip", "alexnet5")]
         apart = np.abs(pictures.astype(int) - reference).mean()
-        print(f"{solver + ' ' + str(steps):<44} {seconds / count:>9.2f} {scores[0]:>10.3f} {scores[1]:>9.3f} {apart:>20.1f}")
+        print(f"{solver + ' ' + str(steps):<44} {seconds / count:>9.2f} {scores[0]:>10.3f} {scores[1]:>9.3f} "
+              f"{apart:>20.1f}")
 
 
 def main():

@@ -44,7 +44,8 @@ NOISE_PARTS = {"independent": 0.80, "correlated": 0.15, "drift": 0.05}     # sha
 FIELDS = 8              # smooth spatial patterns in the correlated part
 SESSION_GAIN = 0.05     # sd of the log gain of a session
 CLIPPED_SESSION = 2     # in which some voxels lay outside what the scanner imaged
-CLIPPED = 40            # one in so many of a ROI's voxels without signal, and the brain's uppermost layer outside the ROIs
+CLIPPED = 40            # one in so many of a ROI's voxels without signal, and the brain's uppermost layer outside the
+                        # ROIs
 
 # Share of a voxel's signal variance, on average over the voxels of a ROI.
 COMPONENTS = ("energy", "luminance", "red_green", "blue_yellow",

@@ -147,7 +147,8 @@ def write_stim_info(root, plan):
     numbers = range(1, len(layout.SUBJECTS) + 1)
     trials = {subject: _trials_of(plan, subject) for subject in plan.images}
     shared = set(plan.shared.tolist())
-    with open(_made(root / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"), "w", newline="", encoding="utf-8") as file:
+    with open(_made(root / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"), "w", newline="",
+              encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["", "cocoId", "cocoSplit", "cropBox", "loss", "nsdId", "flagged", "BOLD5000", "shared1000",
                          *(f"subject{n}" for n in numbers), *(f"subject{n}_rep{k}" for n in numbers for k in range(3))])
@@ -214,7 +215,8 @@ def draw(index):
 
 
 def write_stimuli(root, plan, pool, advance):
-    """nsd_stimuli.hdf5 and the true depth maps. Returns small pictures (n, …), the objects' visibilities and annotation."""
+    """nsd_stimuli.hdf5 and the true depth maps. Returns small pictures (n, …),
+    the objects' visibilities and annotation."""
     pictures, visible, noted = [], [], {}
     stimuli = _made(root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5")
     truth = _made(root / "simulated/depth.hdf5")
@@ -313,7 +315,8 @@ def write_atlas(root, one):
 
 
 def write_session(root, one, noise, session, trials, responses, hdf5):
-    """One betas_sessionNN.nii.gz, in a worker; with hdf5 also NSD's HDF5 of the same. Returns the brain's (trials, V) int16.
+    """One betas_sessionNN.nii.gz, in a worker; with hdf5 also NSD's HDF5 of the same.
+    Returns the brain's (trials, V) int16.
 
     The HDF5 is as NSD's own export code makes it: /betas (trials, z, y, x) int16, uncompressed, a chunk a voxel.
     """
@@ -333,7 +336,8 @@ def write_session(root, one, noise, session, trials, responses, hdf5):
 
 
 def write_subject(root, plan, one, noise, pictures, visible, pool, advance, hdf5):
-    """A subject's betas and their ncsnr. Returns the ncsnr of the brain voxels, (V,), NaN where a session is missing."""
+    """A subject's betas and their ncsnr. Returns the ncsnr of the brain voxels, (V,),
+    NaN where a session is missing."""
     ids = plan.stimuli(one.subject)
     seen, rows = np.unique(ids, return_inverse=True)
     shown = [scenes.sample(SEED, int(stimulus)) for stimulus in seen]
@@ -344,7 +348,8 @@ def write_subject(root, plan, one, noise, pictures, visible, pool, advance, hdf5
         tasks[-1].add_done_callback(lambda _: advance())
     ratio = ncsnr([task.result() for task in tasks], ids)
     ratio[brain.clipped(one)] = np.nan
-    save_volume(root / BETAS.format(one.subject) / "ncsnr.nii.gz", one.anatomy.volume(ratio, np.float32, outside=np.nan))
+    save_volume(root / BETAS.format(one.subject) / "ncsnr.nii.gz",
+                one.anatomy.volume(ratio, np.float32, outside=np.nan))
     return ratio
 
 
@@ -403,8 +408,8 @@ def build(folder, subjects=tuple(SESSIONS), noise=1.0, scale=1.0, workers=WORKER
     """Write the world to `folder`. Returns False if it was there already, made with the same options.
 
     noise: factor on the noise of every voxel. scale: share of the trials, images and voxels (tests use a tiny world).
-    completes: {ROI: how far the brain completes what an occluder hides}, default `occluded_viewing.COMPLETION`. gaze: sd of
-    fixation in the sessions of occluded viewing, degrees. hdf5: also write the betas as HDF5, as NSD has them.
+    completes: {ROI: how far the brain completes what an occluder hides}, default `occluded_viewing.COMPLETION`. gaze:
+    sd of fixation in the sessions of occluded viewing, degrees. hdf5: also write the betas as HDF5, as NSD has them.
     Raises Problem if the folder holds something else. A build that is killed leaves no world: all is written to a
     hidden folder beside it, which the next build clears.
     """
@@ -435,8 +440,8 @@ def build(folder, subjects=tuple(SESSIONS), noise=1.0, scale=1.0, workers=WORKER
                 brains[subject] = brain.make(subject, scale)
                 write_atlas(root, brains[subject])
                 write_responses(root, plan, subject)
-                later.append(pool.submit(occluded_viewing.write_session, root, brains[subject], *behind, noise, completes,
-                                         gaze, save_volume))
+                later.append(pool.submit(occluded_viewing.write_session, root, brains[subject], *behind, noise,
+                                         completes, gaze, save_volume))
                 ratios[subject] = write_subject(root, plan, brains[subject], noise, pictures, visible, pool, bar.update,
                                                 hdf5)
             for task in later:
@@ -527,7 +532,8 @@ def main(argv=None):
                         help="how far every ROI completes what an occluder hides, 0 … 1 (default: by ROI, 0.25 … 0.75)")
     parser.add_argument("--gaze", type=_degrees, default=occluded_viewing.GAZE, metavar="DEG",
                         help=f"sd of fixation in the sessions of occluded viewing (default: {occluded_viewing.GAZE})")
-    parser.add_argument("--hdf5", action="store_true", help="also write the betas as HDF5, as NSD has them beside the NIfTI")
+    parser.add_argument("--hdf5", action="store_true",
+                        help="also write the betas as HDF5, as NSD has them beside the NIfTI")
     parser.add_argument("--subjects", nargs="+", choices=SESSIONS, default=list(SESSIONS), metavar="subjNN",
                         help=f"which of {' '.join(SESSIONS)} (default: all)")
     parser.add_argument("--scale", type=partial(_positive, most=1.0), default=1.0, metavar="S",
@@ -541,8 +547,8 @@ def main(argv=None):
 
     noise = DIFFICULTY[args.difficulty] if args.noise is None else args.noise
     completes = None if args.completion is None else dict.fromkeys(layout.ROIS, args.completion)
-    made = build(args.folder, tuple(dict.fromkeys(args.subjects)), noise, args.scale, args.workers, completes, args.gaze,
-                 args.hdf5)
+    made = build(args.folder, tuple(dict.fromkeys(args.subjects)), noise, args.scale, args.workers, completes,
+                 args.gaze, args.hdf5)
     found = store.read_json(args.folder / MARKER)
     cli.say(f"{args.folder} {'now holds' if made else 'already holds'} this simulated world: "
             f"{found['stimuli']} stimuli, noise {noise:g}")

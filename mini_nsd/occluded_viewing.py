@@ -1,4 +1,5 @@
-"""Simulated sessions of occluded viewing: the shared test scenes behind occluders, seen by a brain that fills in, or not.
+"""Simulated sessions of occluded viewing: the shared test scenes behind occluders, seen by a brain that fills in,
+or not.
 
 SIMULATED. How far a brain completes is a number per ROI that we set, kappa, so that an analysis of completion can be
 tested against the truth. The response to a scene behind an occluder is
@@ -39,7 +40,8 @@ def kind(occluder):
 
 
 def mask(occluder, side):
-    """(side, side) bool, True where hidden, of an occluder that depends on no scene: bars_a … halves_b, spot_0 … spot_8."""
+    """(side, side) bool, True where hidden, of an occluder that depends on no scene:
+    bars_a … halves_b, spot_0 … spot_8."""
     x = ((np.arange(side) + 0.5) / side)[None, :] + np.zeros((side, 1))
     y = x.T
     name, which = occluder.split("_")
@@ -172,7 +174,8 @@ def annotation(drawn, rendering):
     """
     side = len(rendering.labels)
     area = np.maximum(rendering.amodal.sum((1, 2)), 1) / side ** 2
-    kinds = np.array([[thing.shape == name for name in scenes.SHAPES] + [thing.colour == name for name in scenes.COLOURS]
+    kinds = np.array([[thing.shape == name for name in scenes.SHAPES]
+                      + [thing.colour == name for name in scenes.COLOURS]
                       for thing in drawn.objects], np.uint8)
     return oview.sampled(rendering.labels.astype(np.int8)), area, kinds
 
@@ -273,7 +276,8 @@ def chosen(shared, scale=1.0):
 
 
 def planned(ids, seed, side):
-    """Yield the Views of each of the scenes `ids` of a series `seed`, and last the whole picture as a view of nothing hidden."""
+    """Yield the Views of each of the scenes `ids` of a series `seed`,
+    and last the whole picture as a view of nothing hidden."""
     for position, stimulus in enumerate(ids.tolist()):
         scene = scenes.sample(seed, stimulus)
         rendering = scenes.render(scene, side)
@@ -318,14 +322,16 @@ def write_objects(root, noted):
         file.create_dataset("labels", data=np.stack([noted[k][0] for k in ids]), chunks=(1, *noted[ids[0]][0].shape),
                             compression="gzip", compression_opts=1)
         file["stim_ids"] = np.array(ids, np.int64)
-        file["area"] = np.stack([np.pad(noted[k][1], (0, most - len(noted[k][1])), constant_values=np.nan) for k in ids])
+        file["area"] = np.stack([np.pad(noted[k][1], (0, most - len(noted[k][1])), constant_values=np.nan)
+                                 for k in ids])
         file["kinds"] = np.stack([np.pad(noted[k][2], ((0, most - len(noted[k][2])), (0, 0))) for k in ids])
         file.attrs["categories"] = list(CATEGORIES)
         file.attrs["note"] = "SIMULATED by mini_nsd"
 
 
 def write_session(root, one, ids, seed, noise, completes, gaze, save):
-    """A subject's events and betas, in a worker. completes: {ROI: kappa}. gaze: sd, degrees. save(path, volume): as NIfTI.
+    """A subject's events and betas, in a worker. completes: {ROI: kappa}. gaze: sd, degrees.
+    save(path, volume): as NIfTI.
 
     Every view comes once in the first half of the session and once in the second, in random orders.
     """
@@ -336,7 +342,8 @@ def write_session(root, one, ids, seed, noise, completes, gaze, save):
     off = rng.normal(0, gaze / brain.FIELD, (len(trials), 2)) if gaze else np.zeros((len(trials), 2))
     visible, filled = respond(one, trials, off)
     kappa = kappas(one, completes)
-    measured = brain.measure(one, (1 - kappa) * visible + kappa * filled, np.arange(len(trials)) + 1_000_000, SESSION, noise)
+    measured = brain.measure(one, (1 - kappa) * visible + kappa * filled, np.arange(len(trials)) + 1_000_000, SESSION,
+                             noise)
     betas = np.clip(np.rint(300 * measured), -32768, 32767).astype(np.int16)
     volume = np.zeros((int(np.prod(one.anatomy.shape)), len(betas)), np.int16)
     volume[one.anatomy.flat] = betas.T
@@ -344,8 +351,9 @@ def write_session(root, one, ids, seed, noise, completes, gaze, save):
     lines = ["\t".join(oview.COLUMNS)]
     for trial, (each, (x, y)) in enumerate(zip(trials, off * brain.FIELD)):
         whole = each.occluder == completion.WHOLE
-        lines.append("\t".join([f"{trial * ONSET:.1f}", f"{SHOWN:.1f}", "whole" if whole else "occluded", str(each.stimulus),
-                                kind(each.occluder), "n/a" if whole else mask_id(each), f"{x:.3f}", f"{y:.3f}"]))
+        lines.append("\t".join([f"{trial * ONSET:.1f}", f"{SHOWN:.1f}", "whole" if whole else "occluded",
+                                str(each.stimulus), kind(each.occluder), "n/a" if whole else mask_id(each), f"{x:.3f}",
+                                f"{y:.3f}"]))
     store.write_text(root / oview.events_key(one.subject), "\n".join(lines) + "\n")
 
 

@@ -23,7 +23,8 @@ def refuse_open_files():
     def opened():
         folder = pathlib.Path("/proc/self")
         yield from (os.path.realpath(link) for link in (folder / "fd").iterdir())
-        yield from (line.split(maxsplit=5)[5].strip() for line in open(folder / "maps", encoding="utf-8") if "/" in line)
+        yield from (line.split(maxsplit=5)[5].strip() for line in open(folder / "maps", encoding="utf-8")
+                    if "/" in line)
 
     for name in ("replace", "remove", "unlink", "rename"):
         setattr(os, name, guarded(getattr(os, name)))

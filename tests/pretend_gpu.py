@@ -1,4 +1,5 @@
-"""A GPU that is not there: tensors that say device "cuda:0" (or "mps:0"), are computed on the CPU, and refuse to be mixed.
+"""A GPU that is not there: tensors that say device "cuda:0" (or "mps:0"), are computed on the CPU,
+and refuse to be mixed.
 
     with pretend_gpu.Device("cuda") as gpu:      # cli.device(0) is cuda:0 inside
         ...                                      # any code of this project
@@ -140,7 +141,8 @@ def wrap(inner):
     if gpu.device.type == "mps" and inner.dtype in (torch.float64, torch.complex128):
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
     gpu._count(inner)
-    with torch.inference_mode(False):  # else a view, in inference mode, of a tensor made outside it could not be wrapped
+    # Else a view, in inference mode, of a tensor made outside it could not be wrapped.
+    with torch.inference_mode(False):
         return Pretended(inner)
 
 
@@ -156,7 +158,8 @@ def _run(function, args, options):
         strange = [each for each in plain if each.dim() > 0]
         if function in INDEXING:
             if not isinstance(args[0], Pretended):
-                raise Mixed(f"{name}: indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+                raise Mixed(f"{name}: indices should be either on cpu or on the same device as the indexed tensor "
+                            "(cpu)")
             values = args[2] if len(args) > 2 else None
             strange = [values] if values is not None and not isinstance(values, Pretended) and values.dim() else []
         if strange:
@@ -178,7 +181,8 @@ def _run(function, args, options):
         return found
     if function._schema.is_mutable:
         known = {id(each.inner): each for each in ours}
-        return pytree.tree_map_only(torch.Tensor, lambda each: known.get(id(each)) if id(each) in known else wrap(each), found)
+        return pytree.tree_map_only(torch.Tensor, lambda each: known.get(id(each)) if id(each) in known else wrap(each),
+                                    found)
     return pytree.tree_map_only(torch.Tensor, wrap, found)
 
 
@@ -189,8 +193,10 @@ class _Functions(TorchFunctionMode):
         options = options or {}
         kind = CURRENT[-1].device.type
         if function in (torch.Tensor.to, torch.Tensor.type_as) and not isinstance(args[0], Pretended):
-            devices = [each for each in (*args[1:], *options.values()) if isinstance(each, (str, torch.device, torch.Tensor))]
-            if any((each.device.type if isinstance(each, torch.Tensor) else torch.device(each).type) == kind for each in devices):
+            devices = [each for each in (*args[1:], *options.values())
+                       if isinstance(each, (str, torch.device, torch.Tensor))]
+            if any((each.device.type if isinstance(each, torch.Tensor) else torch.device(each).type) == kind
+                   for each in devices):
                 return _to(args[0], args[1:], options)
         if function is torch.Tensor.cuda and kind == "cuda" and not isinstance(args[0], Pretended):
             return _onto(args[0])

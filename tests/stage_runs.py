@@ -1,4 +1,5 @@
-"""Stages as processes that can be killed at any moment: forked from a server that has imported the libraries already."""
+"""Stages as processes that can be killed at any moment: forked from a server that has imported the libraries
+already."""
 import ctypes
 import hashlib
 import io
@@ -19,8 +20,9 @@ SUBJECT = "subj01"
 LIBRARIES = [
     "boto3", "nibabel", "scipy.io", "scipy.ndimage", "torchvision.models.feature_extraction",
     "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition",
-    "diffusers.schedulers.scheduling_ddim", "matplotlib.backends.backend_pdf", "transformers.models.bert.tokenization_bert",
-    "transformers.models.blip.image_processing_blip", "transformers.models.blip.modeling_blip",
+    "diffusers.schedulers.scheduling_ddim", "matplotlib.backends.backend_pdf",
+    "transformers.models.bert.tokenization_bert", "transformers.models.blip.image_processing_blip",
+    "transformers.models.blip.modeling_blip",
     "transformers.models.clip.modeling_clip", "transformers.models.dpt.image_processing_dpt",
     "transformers.models.dpt.modeling_dpt", "utils.captioning", "utils.combining", "utils.decoding", "utils.depth",
     "utils.evaluation", "utils.figures", "utils.icnn", "utils.mrifeat", "utils.occlusion", "utils.reconstruction",
@@ -37,7 +39,8 @@ def build_world(folder):
     tiny_nsd.build_stimuli(folder, IMAGES, SIDE)
     info = "".join(f"{stimulus},{1000 + stimulus},train2017\n" for stimulus in range(IMAGES))
     tiny_nsd.put(folder, tiny_nsd.INFO, f"nsdId,cocoId,cocoSplit\n{info}".encode())
-    said = [{"image_id": 1000 + stimulus, "id": stimulus, "caption": f"ball {stimulus} on a hill"} for stimulus in range(IMAGES)]
+    said = [{"image_id": 1000 + stimulus, "id": stimulus, "caption": f"ball {stimulus} on a hill"}
+            for stimulus in range(IMAGES)]
     for split, captions in (("train2017", said), ("val2017", [])):
         tiny_nsd.put(folder, f"nsddata_stimuli/stimuli/nsd/annotations/captions_{split}.json",
                      json.dumps({"annotations": captions}).encode())
@@ -48,7 +51,8 @@ class Run:
     """One stage, started in a working folder. kill_at: at which of its renames it dies, and on which side of it."""
 
     def __init__(self, command, workdir, world, kill_at=None, **settings):
-        environment = {"NSD_ROOT": str(world), "NSD_MODELS": "tiny", "OMP_NUM_THREADS": "1"} | settings.pop("environment", {})
+        environment = ({"NSD_ROOT": str(world), "NSD_MODELS": "tiny", "OMP_NUM_THREADS": "1"}
+                       | settings.pop("environment", {}))
         script, *flags = map(str, command)
         argv = [str(ROOT / script), *flags, "--workdir", str(workdir)]
         self._said, reply = START.Pipe(duplex=False)
@@ -104,7 +108,8 @@ def _stage(argv, environment, reply, kill_at, settings):
 
 
 def _mount(folder, size):
-    """A disk of `size` bytes at `folder` that this process alone sees; exit status NO_DISK where that is not allowed."""
+    """A disk of `size` bytes at `folder` that this process alone sees;
+    exit status NO_DISK where that is not allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     system = ctypes.CDLL(None, use_errno=True)
     new_namespace, private = 0x20000, 0x44000  # CLONE_NEWNS; MS_REC | MS_PRIVATE
@@ -114,7 +119,8 @@ def _mount(folder, size):
 
 
 def _obey_permissions():
-    """Take from root the capabilities by which it may read and write any file (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)."""
+    """Take from root the capabilities by which it may read and write any file (CAP_DAC_OVERRIDE,
+    CAP_DAC_READ_SEARCH)."""
     system = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
     sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice

@@ -25,7 +25,8 @@ import ridge
 import run_pipeline
 from tests import tiny_nsd
 from tests.test_safety import png
-from utils import caption_scores, completion, features, images, layout, nsd, occluded_viewing, reconstruction, s3, store, subjstim
+from utils import caption_scores, completion, features, images, layout, nsd, occluded_viewing, reconstruction, s3, store
+from utils import subjstim
 from utils.errors import Problem
 
 SUBJECT = ["--subject", "subj01"]
@@ -33,7 +34,8 @@ SUBJECT = ["--subject", "subj01"]
 
 def written(workdir):
     """The files below a working folder, but for locks and mrifeat."""
-    return [path for path in workdir.rglob("*") if path.is_file() and path.suffix != ".lock" and "mrifeat" not in path.parts]
+    return [path for path in workdir.rglob("*")
+            if path.is_file() and path.suffix != ".lock" and "mrifeat" not in path.parts]
 
 
 # pictures
@@ -106,8 +108,9 @@ def test_a_reversed_range_is_refused_before_anything_is_read(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags, said", [(["--guidance", "nan"], "no scale"), (["--strength", "1.5"], r"not in \(0, 1\]"),
-                                         (["--n_samples", "0"], "at least 1"), (["--steps", "0"], "at least 1")])
+@pytest.mark.parametrize("flags, said",
+                         [(["--guidance", "nan"], "no scale"), (["--strength", "1.5"], r"not in \(0, 1\]"),
+                          (["--n_samples", "0"], "at least 1"), (["--steps", "0"], "at least 1")])
 def test_settings_that_would_draw_nonsense_are_refused(tmp_path, flags, said):
     with pytest.raises(Problem, match=said):
         diffusion_decoding.main(["--workdir", str(tmp_path), *SUBJECT, *flags])
@@ -181,7 +184,8 @@ def test_features_of_another_dtype_or_number_are_refused(tmp_path):
         store.Shards(folder).read([4, 6], "x")
     for spoilt, said in (({"features": np.ones((3, 3), np.float32)}, "not one row of features a stimulus"),
                          ({"ids": (4, 4)}, "not different ids"), ({"ids": (-1, 4)}, "not different ids"),
-                         ({"ids": (0.5, 4)}, "stim_ids of float64"), ({"features": np.array([b"a", b"b"])}, "features of")):
+                         ({"ids": (0.5, 4)}, "stim_ids of float64"),
+                         ({"features": np.array([b"a", b"b"])}, "features of")):
         shard(tmp_path / "bad" / "000004-000006.h5", **spoilt)
         with pytest.raises(Problem, match=said):
             store.Shards(tmp_path / "bad").read([4], "x")
@@ -210,7 +214,8 @@ def test_nan_in_a_decoded_feature_draws_no_picture():
             read(inputs, [0, 2])
 
 
-@pytest.mark.parametrize("depth_map", [np.full((1, 1, 64, 64), np.nan), np.full((1, 1, 64, 64), 3.0), np.zeros((64, 64))])
+@pytest.mark.parametrize("depth_map",
+                         [np.full((1, 1, 64, 64), np.nan), np.full((1, 1, 64, 64), 3.0), np.zeros((64, 64))])
 def test_a_depth_map_that_is_none_is_named(tmp_path, depth_map):
     ws = layout.Workspace(tmp_path, "subj01")
     store.write_npy(ws.depth(5), depth_map.astype(np.float32))
@@ -321,14 +326,16 @@ VIEWING = {
     "no imgBrick": (SHOWN_KEY, shown(imgBrick=None), "no dataset imgBrick"),
     "pictures of floats": (SHOWN_KEY, shown(imgBrick=np.zeros((6, SIDE, SIDE, 3))), "imgBrick of float64"),
     "grey pictures": (SHOWN_KEY, shown(imgBrick=np.zeros((6, SIDE, SIDE), np.uint8)), "imgBrick of uint8"),
-    "a picture too few": (SHOWN_KEY, shown(imgBrick=np.zeros((5, SIDE, SIDE, 3), np.uint8)), "not one stim_id and mask_id"),
+    "a picture too few": (SHOWN_KEY, shown(imgBrick=np.zeros((5, SIDE, SIDE, 3), np.uint8)),
+                          "not one stim_id and mask_id"),
     "a picture twice": (SHOWN_KEY, shown(mask_ids=np.array([b"left"] * 6)), "not one stim_id and mask_id"),
     "a view that is not there": (SHOWN_KEY, shown(stim_ids=np.array([100, 100, 101, 101, 200, 200])),
                                  "lacks 2 pictures .* stimulus 102 behind left"),
     "no such mask": (SHOWN_KEY, shown(**{"masks/left": None}), "no dataset masks/left"),
     "a mask of another size": (SHOWN_KEY, shown(**{"masks/left": np.ones((4, 4), bool)}), "masks/left .* not a mask"),
     "a mask of shares": (SHOWN_KEY, shown(**{"masks/left": np.full((SIDE, SIDE), 0.5)}), "masks/left of float64"),
-    "a mask that hides nothing": (SHOWN_KEY, shown(**{"masks/left": np.zeros((SIDE, SIDE), bool)}), "True where it hides"),
+    "a mask that hides nothing": (SHOWN_KEY, shown(**{"masks/left": np.zeros((SIDE, SIDE), bool)}),
+                                  "True where it hides"),
     "no annotated labels": (OBJECTS_KEY, objects(labels=None), "no dataset labels"),
     "labels of another size": (OBJECTS_KEY, objects(labels=np.full((110, 9, 9), -1, np.int8)), r"labels \(110, 9, 9\)"),
     "a label of no object": (OBJECTS_KEY, objects(labels=np.full((110, 100, 100), 2, np.int8)), "label of no object"),
@@ -340,7 +347,8 @@ VIEWING = {
 
 @pytest.mark.parametrize("case", VIEWING)
 def test_bad_occluded_viewing_is_one_problem_and_nothing_is_written(world, tmp_path, case):
-    for key, content in ((EVENTS_KEY, events()), (BETAS_KEY, occluded_betas()), (SHOWN_KEY, shown()), (OBJECTS_KEY, objects())):
+    for key, content in ((EVENTS_KEY, events()), (BETAS_KEY, occluded_betas()), (SHOWN_KEY, shown()),
+                         (OBJECTS_KEY, objects())):
         tiny_nsd.put(world, key, content)
     key, content, said = VIEWING[case]
     if content is None:

@@ -32,7 +32,8 @@ def untrained():
     config = BlipConfig(
         caption_prompt="",
         text_config=dict(vocab_size=len(words) + 2, num_hidden_layers=2, max_position_embeddings=32,
-                         bos_token_id=len(words), sep_token_id=3, eos_token_id=3, pad_token_id=0, initializer_range=0.5, **width),
+                         bos_token_id=len(words), sep_token_id=3, eos_token_id=3, pad_token_id=0, initializer_range=0.5,
+                         **width),
         vision_config=dict(image_size=128, patch_size=16, num_hidden_layers=2, initializer_range=0.5, **width))
     return captioning.Captioner(BlipForConditionalGeneration(config).eval(),
                                 BertTokenizer(vocab={word: number for number, word in enumerate(words)}),
@@ -100,7 +101,8 @@ def test_captions_from_embeddings_are_those_from_the_images(untrained, stimuli):
 
 
 def test_published_prompt_generates_as_the_published_script_does(stimuli):
-    """Their decode_captions.py and img2feat_blip.py, step by step: prompt in, [0, 1] pixels, the prompt cut off as text."""
+    """Their decode_captions.py and img2feat_blip.py, step by step:
+    prompt in, [0, 1] pixels, the prompt cut off as text."""
     network, tokenizer, processor = _small_blip()
     captioner = captioning.Captioner(network, tokenizer, processor, "published")
     resized = [np.asarray(Image.fromarray(each).resize((80, 80), resample=Image.LANCZOS)) for each in stimuli]
@@ -110,24 +112,27 @@ def test_published_prompt_generates_as_the_published_script_does(stimuli):
     start = torch.tensor(tokenizer("a picture of ").input_ids[:-1])
     start[0] = network.config.text_config.bos_token_id
     tokens = network.text_decoder.generate(
-        input_ids=start.repeat(len(stimuli), 1), encoder_hidden_states=embeddings, num_beams=3, max_length=20, min_length=5,
-        repetition_penalty=1.5, eos_token_id=network.config.text_config.sep_token_id, pad_token_id=0,
+        input_ids=start.repeat(len(stimuli), 1), encoder_hidden_states=embeddings, num_beams=3, max_length=20,
+        min_length=5, repetition_penalty=1.5, eos_token_id=network.config.text_config.sep_token_id, pad_token_id=0,
         encoder_attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long))
     expected = [tokenizer.decode(row, skip_special_tokens=True)[len("a picture of "):].strip() for row in tokens]
     assert captioner.caption(embeddings) == expected
     bare = captioning.Captioner(network, tokenizer, processor)
-    assert bare.start == "" and bare.caption(embeddings) != expected  # the small model says itself how it learnt to start
+    # The small model says itself how it learnt to start.
+    assert bare.start == "" and bare.caption(embeddings) != expected
 
 
 def _small_blip():
     return (BlipForConditionalGeneration.from_pretrained(models.TINY / "blip", dtype=torch.float32).eval(),
-            BertTokenizer.from_pretrained(models.TINY / "blip"), BlipImageProcessor.from_pretrained(models.TINY / "blip"))
+            BertTokenizer.from_pretrained(models.TINY / "blip"),
+            BlipImageProcessor.from_pretrained(models.TINY / "blip"))
 
 
 def test_a_checkpoint_that_says_nothing_starts_as_blips_authors_do(untrained):
     assert captioning.Captioner(types.SimpleNamespace(config=BlipConfig()), None, None).start == "a picture of "
     with pytest.raises(Problem, match="'a picture of ' is not in the vocabulary"):
-        captioning.Captioner(untrained.network, untrained.tokenizer, untrained.processor, "published").caption(torch.zeros(1, 26, 32))
+        captioning.Captioner(untrained.network, untrained.tokenizer, untrained.processor, "published").caption(
+            torch.zeros(1, 26, 32))
 
 
 def test_captions_have_no_stray_spaces(monkeypatch):
@@ -206,13 +211,16 @@ def test_embeddings_go_to_a_folder_of_the_user_s_choice_and_are_read_from_there(
     done = command_line("img2feat_blip_occlusion.py", *where, "--gpu", -1, "--precision", "float32",
                         "--occluded_dir", pictures, "--outdir", folder)
     assert done.returncode == 0, done.stderr
-    assert not store.Shards(folder).missing(range(IMAGES)) and not layout.features(world.workdir, "blip_occluded").exists()
+    assert (not store.Shards(folder).missing(range(IMAGES))
+            and not layout.features(world.workdir, "blip_occluded").exists())
     assert len(store.read_json(layout.blip_captions(world.workdir, "occluded"))) == IMAGES
-    paired = ["make_subjstim_occluded.py", *where, "--subject", "subj01", "--featname", "blip_occluded", "--use_stim", "ave"]
+    paired = ["make_subjstim_occluded.py", *where, "--subject", "subj01", "--featname", "blip_occluded", "--use_stim",
+              "ave"]
     assert command_line(*paired).returncode == 1
     assert command_line(*paired, "--input_dir", folder).returncode == 0
     with store.SubjectFeatures(world.subject_features("ave", "blip_occluded"), "x") as matrix:
-        assert np.array_equal(matrix.features("te")[:], store.Shards(folder).read(range(2, IMAGES), "x").reshape(IMAGES - 2, -1))
+        assert np.array_equal(matrix.features("te")[:],
+                              store.Shards(folder).read(range(2, IMAGES), "x").reshape(IMAGES - 2, -1))
 
 
 def test_the_twin_captions_whole_images_by_the_published_name(world, command_line, stimuli):
@@ -244,7 +252,8 @@ def test_captions_are_of_the_decoded_embeddings_one_a_line(world, stimuli, capsy
     by_metric = {row["metric"]: row for row in rows if row["captions"] == "blip"}
     told = by_metric["CLIP text identification"]
     assert f"in {told['value'] / 100:.3f} [{told['low'] / 100:.2f}, {told['high'] / 100:.2f}] of cases" in said
-    assert f"(F1) {by_metric['word F1']['value']:.2f}, with those of other images {by_metric['word F1']['chance']:.2f}" in said
+    shared = by_metric["word F1"]
+    assert f"(F1) {shared['value']:.2f}, with those of other images {shared['chance']:.2f}" in said
     assert read == [world.captions()]
     assert store.read_json(layout.sidecar(world.captions()))["options"]["prompt"] == "authors"
     decode_captions.main(arguments(world))

@@ -36,7 +36,8 @@ class Hub:
                 api = parts[:2] == ["api", "models"]
                 owner_name, rest = "/".join(parts[2:4] if api else parts[:2]), parts[4:] if api else parts[2:]
                 if owner_name in refused:
-                    return refused[owner_name], b"{}", {"X-Error-Code": "GatedRepo"} if refused[owner_name] == 403 else {}
+                    return (refused[owner_name], b"{}",
+                            {"X-Error-Code": "GatedRepo"} if refused[owner_name] == 403 else {})
                 if owner_name not in repositories:
                     return 401, b"{}", {"X-Error-Code": "RepoNotFound"}
                 commit, folder = commits[owner_name], repositories[owner_name]
@@ -44,7 +45,8 @@ class Hub:
                     return 404, b"{}", {"X-Error-Code": "RevisionNotFound"}
                 if api:
                     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-                    body = {"id": owner_name, "sha": commit, "private": False, "siblings": [{"rfilename": name} for name in files]}
+                    body = {"id": owner_name, "sha": commit, "private": False,
+                            "siblings": [{"rfilename": name} for name in files]}
                     return 200, json.dumps(body).encode(), {"Content-Type": "application/json"}
                 path = folder.joinpath(*rest[2:])
                 if not path.is_file():
@@ -93,12 +95,15 @@ def copied(role, folder):
 
 def as_bin(folder, change=None):
     """Turn model.safetensors into pytorch_model.bin, as checkpoints of 2022 and 2023 have it, position_ids and all."""
-    weights = next(path for path in (folder / "model.safetensors", folder / "diffusion_pytorch_model.safetensors") if path.exists())
+    weights = next(path for path in (folder / "model.safetensors", folder / "diffusion_pytorch_model.safetensors")
+                   if path.exists())
     state = load_file(weights)
     if weights.name == "model.safetensors":
         state["text_decoder.bert.embeddings.position_ids"] = torch.arange(32)[None]
-    torch.save({name: tensor + (change or 0) if tensor.is_floating_point() else tensor for name, tensor in state.items()},
-               folder / weights.name.replace("model.safetensors", "pytorch_model.bin" if weights.name == "model.safetensors" else "model.bin"))
+    torch.save({name: tensor + (change or 0) if tensor.is_floating_point() else tensor
+                for name, tensor in state.items()},
+               folder / weights.name.replace(
+                   "model.safetensors", "pytorch_model.bin" if weights.name == "model.safetensors" else "model.bin"))
     weights.unlink()
 
 
@@ -168,13 +173,15 @@ def test_the_identity_covers_the_bin_of_a_component_beside_safetensors_of_others
 def test_a_pickle_is_refused_by_a_torch_that_cannot_read_it_safely(tmp_path, monkeypatch):
     as_bin(copied("blip", tmp_path))
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.1"))
-    with pytest.raises(Problem, match="pytorch_model.bin is pickled, and torch 2.9.1 .*CVE-2026-24747.*install torch 2.10"):
+    with pytest.raises(Problem,
+                       match="pytorch_model.bin is pickled, and torch 2.9.1 .*CVE-2026-24747.*install torch 2.10"):
         load(tmp_path, monkeypatch, "blip")
 
 
 # nothing random in the place of weights
 
-LACKING = [("blip", "blip", "text_decoder.bert.encoder.layer.1.output.dense"), ("clip", "clip", "vision_model.encoder.layers.0.mlp"),
+LACKING = [("blip", "blip", "text_decoder.bert.encoder.layer.1.output.dense"),
+           ("clip", "clip", "vision_model.encoder.layers.0.mlp"),
            ("dpt", "dpt", "head."), ("dpt", "dpt", "neck.fusion_stage.layers.1.residual_layer1."),
            ("sd/text_encoder", "text_encoder", "text_model.final_layer_norm"), ("sd/vae", "vae", "decoder.conv_in"),
            ("sd/unet", "unet", "mid_block.resnets.0")]
@@ -185,7 +192,8 @@ def test_weights_that_lack_are_named(tmp_path, monkeypatch, folder, role, start)
     copied(folder.split("/")[0], tmp_path)
     count = without(tmp_path / folder, start)
     assert count
-    with pytest.raises(Problem, match=rf"lacks {count} weights of \w+: .*{start.rstrip('.').split('.')[-1]}.*random numbers"):
+    with pytest.raises(Problem,
+                       match=rf"lacks {count} weights of \w+: .*{start.rstrip('.').split('.')[-1]}.*random numbers"):
         load(tmp_path, monkeypatch, role)
 
 
@@ -205,12 +213,15 @@ def test_a_depth_model_may_lack_the_layer_that_published_ones_lack(tmp_path, mon
 
 @pytest.fixture
 def at(monkeypatch, tmp_path):
-    """at(hub, offline) points this process at a hub on loopback (None: an address where nobody answers) and an empty cache."""
+    """at(hub, offline) points this process at a hub on loopback
+    (None: an address where nobody answers) and an empty cache."""
     def point(hub, offline=False):
         url = hub.url if hub else "http://127.0.0.1:9"
         monkeypatch.setenv("NSD_MODELS", "hub")
-        for name, value in (("ENDPOINT", url), ("HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"),
-                            ("HF_HUB_CACHE", str(tmp_path / "hub")), ("HF_HUB_OFFLINE", offline), ("HF_HUB_DISABLE_XET", True)):
+        for name, value in (("ENDPOINT", url),
+                            ("HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"),
+                            ("HF_HUB_CACHE", str(tmp_path / "hub")), ("HF_HUB_OFFLINE", offline),
+                            ("HF_HUB_DISABLE_XET", True)):
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
         monkeypatch.setenv(checkpoints.REVISIONS, "")
         models.forget(), checkpoints.identity.cache_clear(), checkpoints._listing.cache_clear()
@@ -238,7 +249,8 @@ def test_a_hub_without_safetensors_is_asked_for_bin_and_nothing_else(tmp_path, a
         asked = {line.split(" ", 1)[1] for line in hub.log}
         wanted = {f"/{repository}/resolve/{commit}/{path.name}" for path in (tmp_path / "blip").iterdir()
                   if path.name not in ("README.md", "tf_model.h5")}
-        asked -= {"/api/agent-harnesses"}  # huggingface_hub's own, for its user agent; at times, and about no repository
+        # huggingface_hub's own, for its user agent; at times, and about no repository.
+        asked -= {"/api/agent-harnesses"}
         assert asked == wanted | {f"/api/models/{repository}/revision/{commit}"}
         hub.log.clear()
         at(hub, offline=True)
@@ -248,7 +260,8 @@ def test_a_hub_without_safetensors_is_asked_for_bin_and_nothing_else(tmp_path, a
 def test_another_revision_is_resolved_and_the_commit_recorded(tmp_path, at):
     repository = checkpoints.HUB["blip"][0]
     copied("blip", tmp_path)
-    with Hub({repository: tmp_path / "blip", "some/mirror": tmp_path / "blip"}, {repository: HEAD, "some/mirror": "e" * 40}) as hub:
+    with Hub({repository: tmp_path / "blip", "some/mirror": tmp_path / "blip"},
+             {repository: HEAD, "some/mirror": "e" * 40}) as hub:
         at(hub)
         with pytest.raises(Problem, match="has no revision 82a3.*--revision blip=main"):
             blip()
@@ -276,7 +289,8 @@ def test_a_repository_that_is_not_to_be_had_is_one_line_with_what_replaces_it(at
 
 
 def hub_cache(home, repository, commit, folder, components):
-    """What component loads leave in a cache: blobs, the files of `components` in one snapshot, and refs/main. No root config."""
+    """What component loads leave in a cache: blobs, the files of `components` in one snapshot, and refs/main.
+    No root config."""
     base = home / "hub" / f"models--{repository.replace('/', '--')}"
     (base / "refs").mkdir(parents=True)
     (base / "refs/main").write_text(commit)
@@ -323,7 +337,8 @@ def test_offline_with_another_commit_in_the_cache_says_which(tmp_path, at):
 
 
 def test_every_revision_is_pinned_and_stands_in_the_docs():
-    rows = {row.split("|")[1].strip(" `"): row for row in (ROOT / "docs/models.md").read_text().splitlines() if row.startswith("| `") and row.count("|") == 6}
+    rows = {row.split("|")[1].strip(" `"): row for row in (ROOT / "docs/models.md").read_text().splitlines()
+            if row.startswith("| `") and row.count("|") == 6}
     assert rows.keys() == checkpoints.HUB.keys() | checkpoints.ELSEWHERE.keys()
     for role, (repository, revision) in checkpoints.HUB.items():
         assert checkpoints.COMMIT.fullmatch(revision) and repository in rows[role] and revision in rows[role]
@@ -338,10 +353,11 @@ def test_a_revision_of_no_role_is_refused(monkeypatch):
 
 
 def test_the_pipeline_hands_revisions_and_prompt_on(command_line):
-    found = command_line("run_pipeline.py", "--subject", "subj01", "--methods", "text", "--dry_run", "--prompt", "published",
-                         "--revision", "sd=main", "blip=a/b@c").stdout
+    found = command_line("run_pipeline.py", "--subject", "subj01", "--methods", "text", "--dry_run", "--prompt",
+                         "published", "--revision", "sd=main", "blip=a/b@c").stdout
     commands = {line.split("python ")[1].split()[0]: line for line in found.splitlines()}
-    for name in ("img2feat_sd1_parallel.py", "img2feat_blip.py", "decode_captions.py", "diffusion_decoding.py", "evaluate.py"):
+    for name in ("img2feat_sd1_parallel.py", "img2feat_blip.py", "decode_captions.py", "diffusion_decoding.py",
+                 "evaluate.py"):
         assert "--revision sd=main blip=a/b@c" in commands[name]
         assert ("--prompt published" in commands[name]) == (name in ("img2feat_blip.py", "decode_captions.py"))
     assert "--revision" not in commands["ridge.py"]

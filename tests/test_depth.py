@@ -157,9 +157,11 @@ def test_stimuli_and_occluded_pictures_are_read_from_where_the_command_says(worl
     stimuli = Path(os.environ["NSD_ROOT"]) / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
     common = ["--gpu", "-1", "--precision", "float32", "--workdir"]
     img2feat_dpt.main([*common, str(tmp_path / "usual")])
-    elsewhere, pictures, occluded = tmp_path / "elsewhere.h5", tmp_path / "png", tmp_path / "usual/nsd_stimuli_occluded.hdf5"
+    elsewhere, pictures = tmp_path / "elsewhere.h5", tmp_path / "png"
+    occluded = tmp_path / "usual/nsd_stimuli_occluded.hdf5"
     assert command_line("generate_occluded_images.py", "--h5_path", stimuli, "--outdir", pictures).returncode == 0
-    assert command_line("generate_occluded_images.py", "--input_path", stimuli, "--output_path", occluded).returncode == 0
+    assert command_line("generate_occluded_images.py", "--input_path", stimuli,
+                        "--output_path", occluded).returncode == 0
     stimuli.rename(elsewhere)
 
     def dpt(workdir, *flags):
@@ -178,7 +180,8 @@ def test_stimuli_and_occluded_pictures_are_read_from_where_the_command_says(worl
     for flags, said in ([["--occluded_dir", pictures], "pass --dataset occluded too"],
                         [["--stimuli_path", occluded], "holds occluded images"],
                         [["--dataset", "occluded", "--stimuli_path", occluded], "name their file with --occluded_path"],
-                        [["--dataset", "occluded", "--occluded_dir", pictures, "--occluded_path", occluded], "give one"],
+                        [["--dataset", "occluded", "--occluded_dir", pictures, "--occluded_path", occluded],
+                         "give one"],
                         [["--stimuli_path", tmp_path / "none.h5"], "none.h5 is missing"]):
         refused = dpt("refused", *flags)
         assert refused.returncode == 1 and said in refused.stderr.splitlines()[-1]
@@ -186,7 +189,8 @@ def test_stimuli_and_occluded_pictures_are_read_from_where_the_command_says(worl
     elsewhere.rename(stimuli)
     asked = types.SimpleNamespace(workdir=tmp_path / "named", dataset="occluded", occluded_dir=pictures)
     reconstruction.save_originals(asked, world, tmp_path, [1])  # what was shown, of diffusion_decoding_occluded.py
-    with Image.open(layout.stimulus_image(pictures, 3)) as shown, Image.open(layout.occluded_image(tmp_path, 1)) as kept:
+    with (Image.open(layout.stimulus_image(pictures, 3)) as shown,
+          Image.open(layout.occluded_image(tmp_path, 1)) as kept):
         assert np.array_equal(np.asarray(kept), images.resize(np.asarray(shown), 512))
 
 

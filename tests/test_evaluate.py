@@ -273,7 +273,8 @@ def test_similarity_and_identification_of_captions_are_those_of_a_loop():
     found = caption_scores.score(captions, references, embed)
     wins = [np.mean([1.0 if loop[i, i] > loop[i, j] + 1e-9 else 0.5 if abs(loop[i, i] - loop[i, j]) < 1e-9 else 0.0
                      for j in range(4) if j != i]) for i in range(4)]
-    assert found["per_image"]["identification"] == pytest.approx(wins) and found["identification"]["accuracy"] == np.mean(wins)
+    assert (found["per_image"]["identification"] == pytest.approx(wins)
+            and found["identification"]["accuracy"] == np.mean(wins))
     assert found["per_image"]["similarity"] == pytest.approx(np.diagonal(loop), abs=1e-6)
     assert found["similarity_others"] == pytest.approx(np.mean(loop[~np.eye(4, dtype=bool)]), abs=1e-6)
     assert found["per_image"]["overlap"][0] == 1 and found["overlap_others"] == pytest.approx(np.mean(
@@ -281,7 +282,8 @@ def test_similarity_and_identification_of_captions_are_those_of_a_loop():
 
 
 def test_decoded_captions_and_peoples_are_judged_by_equally_many_of_the_others():
-    """Each is the mean over leaving one true caption out; a decoder that says what one of the people said is no better."""
+    """Each is the mean over leaving one true caption out; a decoder that says what one of the people said is no
+    better."""
     random = np.random.default_rng(1)
     vectors = {}
 
@@ -365,7 +367,8 @@ def test_a_decoder_that_only_picks_clusters_drops_to_chance_and_a_linear_one_doe
         assert {each["n_test"] for each in table} == {8, 24} and {each["n_train_removed"] for each in table} == {24}
         centred = lambda each: each - features.mean(0)
         r = np.corrcoef(centred(full), centred(test_features))[:24, 24:]
-        groups = {within: [np.flatnonzero(clusters.test == clusters.test[i]) for i in range(24)], among: [range(24)] * 24}
+        groups = {within: [np.flatnonzero(clusters.test == clusters.test[i]) for i in range(24)],
+                  among: [range(24)] * 24}
         for metric, candidates in groups.items():
             wins = [np.mean([r[i, j] < r[i, i] for j in each if j != i]) for i, each in enumerate(candidates)]
             assert found[name][metric]["full"] == pytest.approx(100 * np.mean(wins), abs=1e-3)

@@ -1,4 +1,5 @@
-"""Every reader, given a damaged file: it returns what a valid file holds or raises Problem, soon and in bounded memory."""
+"""Every reader, given a damaged file: it returns what a valid file holds or raises Problem,
+soon and in bounded memory."""
 import contextlib
 import gzip
 import io
@@ -105,7 +106,8 @@ def split_of(rows):
 
 INFO = b",cocoId,cocoSplit,nsdId\n0,70,train2017,1\n1,71,train2017,2\n"
 TRAIN = nsd.captions_key("train2017")
-EVENTS = ("\t".join(occluded_viewing.COLUMNS) + "\n0\t3\twhole\t3\tnone\tnone\t0\t0\n4\t3\toccluded\t3\tbar\tleft\t0\t0\n"
+EVENTS = ("\t".join(occluded_viewing.COLUMNS)
+          + "\n0\t3\twhole\t3\tnone\tnone\t0\t0\n4\t3\toccluded\t3\tbar\tleft\t0\t0\n"
           "8\t3\toccluded\t4\tbar\tright\t0\t0\n").encode()
 MASKS = {"masks/left": np.eye(SIDE, dtype=bool), "masks/right": ~np.eye(SIDE, dtype=bool)}
 OBJECTS = {"labels": np.full((2, completion.SMALL, completion.SMALL), -1, np.int8), "stim_ids": [3, 4],
@@ -127,13 +129,15 @@ def responses(folder):
     assert found.stimuli.dtype == found.sessions.dtype == np.int64 and found.stimuli.max() < nsd.STIMULI
 
 
-@reader(tiny_nsd.ATLAS, lambda: tiny_nsd.nifti(tiny_nsd.labels()), [(tiny_nsd.CTAB, "\n".join(tiny_nsd.TABLE).encode())])
+@reader(tiny_nsd.ATLAS, lambda: tiny_nsd.nifti(tiny_nsd.labels()),
+        [(tiny_nsd.CTAB, "\n".join(tiny_nsd.TABLE).encode())])
 def atlas(folder):
     found = nsd.atlas(s3.Folder(folder), SUBJECT)
     assert found.labels.dtype == np.int32 and found.labels.T.shape == found.grid.shape
 
 
-@reader(tiny_nsd.CTAB, lambda: "\n".join(tiny_nsd.TABLE).encode(), [(tiny_nsd.ATLAS, tiny_nsd.nifti(tiny_nsd.labels()))])
+@reader(tiny_nsd.CTAB, lambda: "\n".join(tiny_nsd.TABLE).encode(),
+        [(tiny_nsd.ATLAS, tiny_nsd.nifti(tiny_nsd.labels()))])
 def label_table(folder):
     assert set(range(1, 8)) <= set(nsd.atlas(s3.Folder(folder), SUBJECT).values.values())
 
@@ -184,7 +188,8 @@ def events(folder):
     assert found.stimuli.min() >= 0 and found.stimuli.max() < nsd.STIMULI and not found.whole.all()
 
 
-@reader("shown.hdf5", lambda: hdf5(imgBrick=pixels(2), stim_ids=[3, 4], mask_ids=np.array([b"left", b"right"]), **MASKS))
+@reader("shown.hdf5",
+        lambda: hdf5(imgBrick=pixels(2), stim_ids=[3, 4], mask_ids=np.array([b"left", b"right"]), **MASKS))
 def shown(folder):
     trials_of = occluded_viewing.Events(np.array([3, 4]), np.array(["left", "right"]), np.array(["bar", "bar"]),
                                         np.array([False, False]))
@@ -201,7 +206,8 @@ def objects(folder):
 # artifacts
 
 
-@reader("nsdfeat/c/000000-000003.h5", lambda: hdf5({"model": "m"}, features=np.ones((3, 2, 4), np.float16), stim_ids=[0, 1, 2]))
+@reader("nsdfeat/c/000000-000003.h5",
+        lambda: hdf5({"model": "m"}, features=np.ones((3, 2, 4), np.float16), stim_ids=[0, 1, 2]))
 def feature_shard(folder):
     shards = store.Shards(folder / "nsdfeat" / "c")
     shards.attributes()
@@ -264,7 +270,8 @@ def blip_captions(folder):
 
 @reader("scores/per_image_scores_subj01_cvpr_clip.csv", lambda: b"imgidx,mean_corr,accuracy\n0,0.5,1.0\n1,0.4,0.5\n")
 def per_image_scores(folder):
-    assert all(isinstance(image, int) for image in figures.read_scores(layout.Workspace(folder, SUBJECT), "cvpr", "clip"))
+    assert all(isinstance(image, int)
+               for image in figures.read_scores(layout.Workspace(folder, SUBJECT), "cvpr", "clip"))
 
 
 @reader("identification/cvpr/subj01/clip.h5", lambda: hdf5(**{
@@ -287,7 +294,8 @@ def damage(draw, content):
         # Headers are where damage can mislead a parser.
         at = draw(st.one_of(st.integers(0, min(len(found), 600) - 1), st.integers(0, len(found) - 1)))
         piece = draw(st.one_of(st.binary(min_size=1, max_size=1), st.sampled_from([
-            b"\xff" * 4, b"\xff" * 8, b"\0" * 8, b"\xff\xff\xff\x7f", b"9" * 12, b"nan", b"-1", b"1e999", b"\n", b"\t", b'"', b"["])))
+            b"\xff" * 4, b"\xff" * 8, b"\0" * 8, b"\xff\xff\xff\x7f", b"9" * 12, b"nan", b"-1", b"1e999", b"\n", b"\t",
+            b'"', b"["])))
         found[at:at + len(piece)] = piece
     if draw(st.integers(0, 3)) == 0:
         at, size = draw(st.integers(0, len(found) - 1)), draw(st.integers(1, 64))

@@ -75,11 +75,13 @@ def test_the_whole_pipeline_on_a_gpu_gives_what_it_gives_on_the_cpu(there, here)
     scores = [sorted(path.relative_to(each.decoded) for path in each.decoded.glob("*_scores_*.npy")) for each in ws]
     assert scores[0] == scores[1] and len(scores[0]) == 30
     for path in scores[0]:
-        np.testing.assert_allclose(*(np.load(each.decoded / path) for each in ws), rtol=1e-3, atol=1e-3, err_msg=str(path))
+        np.testing.assert_allclose(*(np.load(each.decoded / path) for each in ws), rtol=1e-3, atol=1e-3,
+                                   err_msg=str(path))
     runs = ws[0].found_runs()
     assert runs == ws[1].found_runs() and len(runs) == 6
     for run in runs:
-        pictures = [np.stack([np.asarray(Image.open(layout.sample_image(each.samples(run), image, 0)), int) for image in (0, 1)])
+        pictures = [np.stack([np.asarray(Image.open(layout.sample_image(each.samples(run), image, 0)), int)
+                              for image in (0, 1)])
                     for each in ws]
         assert np.abs(pictures[0] - pictures[1]).mean() < 0.5, run  # grey levels; the inversion amplifies rounding
     assert ws[0].captions().read_text() == ws[1].captions().read_text()
@@ -104,8 +106,8 @@ def test_the_record_says_what_precision_auto_came_to_and_that_float32_is_no_tf32
 @pytest.fixture
 def reconstruct(command_line, here, settings):
     def run(*flags, gpu=-1):
-        return command_line("diffusion_decoding.py", "--subject", SUBJECT, "--workdir", here, "--gpu", gpu, "--imgidx", 0, 2,
-                            "--n_samples", 1, "--steps", 2, *flags)
+        return command_line("diffusion_decoding.py", "--subject", SUBJECT, "--workdir", here, "--gpu", gpu,
+                            "--imgidx", 0, 2, "--n_samples", 1, "--steps", 2, *flags)
     return run
 
 

@@ -181,7 +181,8 @@ def test_features_whose_names_begin_alike_are_not_mixed(workdir, run):
     write(workdir, "cvpr", "clip_h6", (0, 1, 2, 3, 4, 5), originals, samples)
     done = run(workdir, "--usefeat", "clip", "clip_h6")
     assert done.returncode == 0 and done.stdout.count("(6 images × 2 samples)") == 2
-    assert (workdir / "scores" / "per_image_scores_subj01_cvpr_clip_h6.csv").read_text().splitlines()[1].startswith("0,")
+    assert (workdir / "scores"
+            / "per_image_scores_subj01_cvpr_clip_h6.csv").read_text().splitlines()[1].startswith("0,")
 
 
 @pytest.mark.parametrize("flags, name, script", [

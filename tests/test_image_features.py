@@ -29,7 +29,8 @@ def ws(tmp_path, monkeypatch):
 def draw(ws, chosen):
     for image in chosen:
         for what in ("org", *range(SAMPLES)):
-            picture = np.random.default_rng((image, 9 if what == "org" else what)).integers(0, 256, (512, 512, 3), np.uint8)
+            rng = np.random.default_rng((image, 9 if what == "org" else what))
+            picture = rng.integers(0, 256, (512, 512, 3), np.uint8)
             images.save(ws.samples("cvpr") / f"{layout.image_stem(image, what)}.png", picture)
 
 
@@ -162,9 +163,10 @@ def test_scores_lie_in_their_folder_and_older_ones_are_read_where_they_lay(tmp_p
 
 def test_the_pipeline_extracts_what_it_identifies_by(tmp_path, command_line):
     def features_of(*flags):
-        done = command_line("run_pipeline.py", "--workdir", tmp_path, "--subject", SUBJECT, "--controls", "--datasets", "nsd",
-                            "occluded", "--dry_run", *flags)
-        asked = [line.split(" --usefeat ")[1].split(" --")[0] for line in done.stdout.splitlines() if " --usefeat " in line]
+        done = command_line("run_pipeline.py", "--workdir", tmp_path, "--subject", SUBJECT, "--controls", "--datasets",
+                            "nsd", "occluded", "--dry_run", *flags)
+        asked = [line.split(" --usefeat ")[1].split(" --")[0] for line in done.stdout.splitlines()
+                 if " --usefeat " in line]
         assert len(asked) == 8  # img2feat_decoded.py and identification.py of two data sets, the check and the control
         return set(asked)
 

@@ -231,7 +231,8 @@ def test_a_transient_fault_changes_no_byte(server, world, tmp_path, fault, monke
     assert contents(faulty.mrifeat) == contents(make(tmp_path / "clean").mrifeat)
 
 
-@pytest.mark.parametrize("fault", ["denied", "missing", "503", ("cut", 10), ("length", -20), ("corrupt", 1200), ("corrupt", -3)],
+@pytest.mark.parametrize("fault",
+                         ["denied", "missing", "503", ("cut", 10), ("length", -20), ("corrupt", 1200), ("corrupt", -3)],
                          ids=str)
 def test_what_cannot_pass_names_the_key_and_a_rerun_completes(server, world, tmp_path, fault, monkeypatch):
     server.faults = [("betas_session03", "503"), ("betas_session03", fault, "always")]

@@ -70,7 +70,8 @@ def test_what_overflows_in_the_vae_is_computed_again_in_float32_and_else_refused
 
 def test_a_unet_that_returns_nan_is_refused_before_it_becomes_a_black_picture():
     model = tiny_diffusion(CPU)
-    model.checkpoint.unet.conv_out.register_forward_hook(lambda module, inputs, output: torch.full_like(output, torch.nan))
+    model.checkpoint.unet.conv_out.register_forward_hook(
+        lambda module, inputs, output: torch.full_like(output, torch.nan))
     with pytest.raises(Problem, match="UNet returned NaN"):
         model.img2img(None, None, latents(1), steps=1, progress=False)
 
@@ -107,7 +108,8 @@ def test_a_ridge_on_a_gpu_holds_one_fold_at_a_time_and_gives_what_the_cpu_gives(
         made.append(out)
         assert gpu.peak < memory.ridge_bytes(900, 600) - memory.RIDGE_REST + 2 * chunk + decoder.block_bytes
         del decoder
-    regression.Decoder(voxels, np.arange(900) // 3).predict_to(features, voxels[:5], out := np.empty((5, 20), np.float32))
+    regression.Decoder(voxels, np.arange(900) // 3).predict_to(features, voxels[:5],
+                                                               out := np.empty((5, 20), np.float32))
     np.testing.assert_allclose(made[0], out, atol=1e-3)
 
 

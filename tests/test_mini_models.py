@@ -70,7 +70,8 @@ def test_classifiers_name_colours_and_have_torchvisions_nodes(role, least):
     assert len(config["labels"]) == config["arguments"]["n_labels"]
     assert float(next(iter(results(network, count=60).values())).rstrip("%")) >= 100 * least
     nodes = dict(network.named_modules())
-    assert set({"alexnet": ["features.5", "features.12", "classifier.5"], "inception": ["avgpool", "Mixed_7c"]}[role]) <= set(nodes)
+    assert set({"alexnet": ["features.5", "features.12", "classifier.5"],
+                "inception": ["avgpool", "Mixed_7c"]}[role]) <= set(nodes)
 
 
 def test_a_muon_update_is_close_to_orthogonal():

@@ -158,7 +158,8 @@ def test_stim_info_ties_the_stimuli_to_trials_and_captions(world):
     stray = [caption for said in by_image.values() for caption in said if caption != caption.strip()]
     assert {caption[0] == " " for caption in stray} == {True, False} and all(caption.strip() for caption in stray)
     read = nsd.captions(s3.Folder(world))
-    assert not read.empty and all(read[stimulus][:5] == scenes.captions(scenes.sample(73, stimulus), 5) for stimulus in read)
+    assert not read.empty and all(read[stimulus][:5] == scenes.captions(scenes.sample(73, stimulus), 5)
+                                  for stimulus in read)
 
 
 def test_stimuli_are_the_rendered_scenes(world):

@@ -333,7 +333,8 @@ def test_stimuli_are_found_where_the_other_stages_find_them_and_only_seen_ones_a
     assert status_of(*flags)[0] == status.DONE
 
     both = ["--workdir", nsd_root, "--subject", "subj02"]  # one working folder serves several subjects
-    assert status_of(*both) == (status.STALE, "nsd_stimuli_occluded.hdf5 holds the stimuli of subj01, not yet of subj02")
+    assert status_of(*both) == (status.STALE,
+                                "nsd_stimuli_occluded.hdf5 holds the stimuli of subj01, not yet of subj02")
     assert run(*both).returncode == 0
     with occlusion.OccludedStimuli(layout.occluded_stimuli(nsd_root)) as stimuli:
         assert stimuli.ids.tolist() == [1, 4, 6, 9]

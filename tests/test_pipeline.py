@@ -69,7 +69,8 @@ def test_artifacts_have_the_shapes_of_the_contract(ws):
             assert scores.shape == (test.sum(), dims) and scores.dtype == np.float32
             with h5py.File(ws.subject_features("each", name)) as file:
                 assert np.array_equal(file["te/stim_ids"][:], unique[test])
-                assert np.array_equal(file["tr/stim_ids"][:][file["tr/trial_rows"][:]], stims[~np.isin(stims, unique[test])])
+                assert np.array_equal(file["tr/stim_ids"][:][file["tr/trial_rows"][:]],
+                                      stims[~np.isin(stims, unique[test])])
     for name in runs():
         found = layout.found_images(ws.samples(name))
         assert list(found) == list(range(test.sum()))
@@ -88,9 +89,11 @@ def test_originals_are_the_stimuli_of_the_test_trials(ws, work):
 
 def test_an_occluded_run_shows_what_was_hidden_and_keeps_its_features_apart(ws, work):
     folder = ws.samples("cvpr-occluded")
-    whole, occluded = (np.asarray(Image.open(path(folder, 0))) for path in (layout.original_image, layout.occluded_image))
+    whole, occluded = (np.asarray(Image.open(path(folder, 0)))
+                       for path in (layout.original_image, layout.occluded_image))
     assert (occluded[230:280, 230:280] == 0).all() and np.array_equal(occluded[:60], whole[:60])
-    latents = [store.Shards(layout.features(work, name)).read([0], "x") for name in ("init_latent", "init_latent_occluded")]
+    latents = [store.Shards(layout.features(work, name)).read([0], "x")
+               for name in ("init_latent", "init_latent_occluded")]
     assert not np.allclose(*latents)
 
 
@@ -119,8 +122,8 @@ def test_nothing_of_the_true_image_feeds_a_decoded_run(ws):
 def test_a_finished_pipeline_does_nothing_again(served, work, ws):
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*.npy")} | {
         path: path.stat().st_mtime_ns for path in work.rglob("*.png") if "figures" not in path.parts}
-    run("run_pipeline.py", "--subject", SUBJECT, "--workdir", work, "--gpu", "-1", "--methods", "cvpr", "--datasets", "nsd",
-        "occluded", "--controls", *SAMPLING, environment=served)
+    run("run_pipeline.py", "--subject", SUBJECT, "--workdir", work, "--gpu", "-1", "--methods", "cvpr", "--datasets",
+        "nsd", "occluded", "--controls", *SAMPLING, environment=served)
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -128,8 +131,8 @@ def test_a_killed_reconstruction_resumes_to_the_same_bytes(served, work, ws, tmp
     for name in ("mrifeat", "decoded/subj01", layout.stimuli(work).name):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         os.symlink(work / name, tmp_path / name)
-    command = ["diffusion_decoding.py", "--subject", SUBJECT, "--gpu", "-1", "--method", "cvpr", "--seed", "42", *SAMPLING,
-               "--workdir", str(tmp_path), "--batch_size", "4"]
+    command = ["diffusion_decoding.py", "--subject", SUBJECT, "--gpu", "-1", "--method", "cvpr", "--seed", "42",
+               *SAMPLING, "--workdir", str(tmp_path), "--batch_size", "4"]
     whole = ws.samples("cvpr")
     killed = layout.Workspace(tmp_path, SUBJECT).samples("cvpr")
     process = subprocess.Popen([sys.executable, *command], cwd=ROOT, env=os.environ | served, stderr=subprocess.DEVNULL)
@@ -151,8 +154,8 @@ def test_a_killed_reconstruction_resumes_to_the_same_bytes(served, work, ws, tmp
 
 
 def test_other_settings_are_not_mixed_into_finished_work(served, work):
-    refused = run("diffusion_decoding.py", "--subject", SUBJECT, "--gpu", "-1", "--workdir", work, *SAMPLING, "--guidance", "3",
-                  environment=served, expect=1)
+    refused = run("diffusion_decoding.py", "--subject", SUBJECT, "--gpu", "-1", "--workdir", work, *SAMPLING,
+                  "--guidance", "3", environment=served, expect=1)
     assert refused.stderr.splitlines()[-1].startswith("error: ") and "guidance" in refused.stderr
     assert "Traceback" not in refused.stderr
 
@@ -172,9 +175,10 @@ def test_bad_requests_get_one_clear_line(served, work, command, status, said):
 
 
 def test_combining_rois_writes_a_target_of_its_own(served, work, ws):
-    run("ridge.py", "--subject", SUBJECT, "--target", "c", "--roi", "early", "--gpu", "-1", "--workdir", work, environment=served)
-    run("combine_roi_predictions.py", "--subject", SUBJECT, "--target", "c", "--rois", "early", "ventral", "--workdir", work,
+    run("ridge.py", "--subject", SUBJECT, "--target", "c", "--roi", "early", "--gpu", "-1", "--workdir", work,
         environment=served)
+    run("combine_roi_predictions.py", "--subject", SUBJECT, "--target", "c", "--rois", "early", "ventral",
+        "--workdir", work, environment=served)
     parts = [np.load(ws.scores([roi], "c")) for roi in ("early", "ventral")]
     combined = np.load(ws.scores(["early+ventral"], "c"))
     assert combined.shape == parts[0].shape

@@ -24,9 +24,13 @@ from utils import layout, locks, store, system
 
 ROOT = Path(__file__).resolve().parent.parent
 OWN = [*ROOT.glob("*.py"), *(ROOT / "utils").rglob("*.py"), *(ROOT / "mini_nsd").rglob("*.py")]
-CARRIED = {"botocore", "urllib3", "markupsafe", "packaging"}  # boto3, jinja2 and pytest bring them, and decide their versions
+# boto3, jinja2 and pytest bring them, and decide their versions.
+CARRIED = {"botocore", "urllib3", "markupsafe", "packaging"}
+CARRIERS = {"boto3"}  # listed for the botocore that it brings
+TOOLS = {"ruff"}  # run, not imported
 STAGES = ("make_subjmri.py", "make_subjstim.py --featname c --use_stim each --npy", "ridge.py --target c --roi early",
-          "ridge.py --target c --roi ventral", "combine_roi_predictions.py --target c --rois early ventral --weights equal")
+          "ridge.py --target c --roi ventral",
+          "combine_roi_predictions.py --target c --rois early ventral --weights equal")
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,8 @@ def stages(world, workdir, lacking, chosen=STAGES, passes=("",)):
     store.Shards(folder).write(ids, features, {"feature": "c"})
     commands = [f"{stage} --subject subj01 --workdir {workdir}{flag}" for flag in passes for stage in chosen]
     code = [sys.executable, "-X", "utf8=0", str(ROOT / "tests/elsewhere.py"), lacking, " : ".join(commands)]
-    environment = os.environ | {"NSD_ROOT": str(world), "OMP_NUM_THREADS": "1", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0",
-                                "PYTHONIOENCODING": "ascii:strict"}
+    environment = os.environ | {"NSD_ROOT": str(world), "OMP_NUM_THREADS": "1", "LC_ALL": "C",
+                                "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii:strict"}
     done = subprocess.run(code, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert ("has no locks" in done.stderr) == bool({"flock", "fcntl"} & set(lacking.split(",")))
@@ -158,7 +162,8 @@ def test_a_claim_left_by_a_killed_process_is_removed_by_whoever_comes_next(hold,
 
 def test_an_old_python_is_refused_in_one_line_before_anything_else():
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
-    code = "import sys; sys.version_info = (3, 10, 9, 'final', 0)\nimport runpy; runpy.run_path('ridge.py', run_name='__main__')"
+    code = ("import sys; sys.version_info = (3, 10, 9, 'final', 0)\n"
+            "import runpy; runpy.run_path('ridge.py', run_name='__main__')")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and wanted == ">=3.11"
     assert done.stderr == "error: Python 3.10 is too old — use 3.11 or newer (make PYTHON=python3.11)\n"
@@ -178,15 +183,16 @@ def opens_text(call):
     if isinstance(call.func, ast.Name) and call.func.id == "open":
         modes = [*call.args[1:2], *(key.value for key in call.keywords if key.arg == "mode")]
         return not any("b" in mode.value for mode in modes)
-    return isinstance(call.func, ast.Attribute) and call.func.attr in ("read_text", "write_text") \
-        and ast.unparse(call.func.value) != "store"
+    return (isinstance(call.func, ast.Attribute) and call.func.attr in ("read_text", "write_text")
+            and ast.unparse(call.func.value) != "store")
 
 
 def test_text_is_read_and_written_in_a_named_encoding():
     for path in OWN:
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and opens_text(call):
-                assert "encoding" in {key.arg for key in call.keywords}, f"{path.name}:{call.lineno}: {ast.unparse(call)}"
+                named = {key.arg for key in call.keywords}
+                assert "encoding" in named, f"{path.name}:{call.lineno}: {ast.unparse(call)}"
 
 
 def listed(name):
@@ -197,7 +203,7 @@ def listed(name):
 
 
 def imported(paths):
-    """Names of the distributions that files import, whatever the place in them."""
+    """Names of the distributions that files import, whatever the place in them, or name to `lazy.module`."""
     found = set()
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -205,6 +211,8 @@ def imported(paths):
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add(node.module.split(".")[0])
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy.module":
+                found.add(node.args[0].value.split(".")[0])
     of = metadata.packages_distributions()
     return {names.canonicalize_name(of[name][0]) for name in found - set(sys.stdlib_module_names) if name in of}
 
@@ -212,10 +220,10 @@ def imported(paths):
 def test_requirements_hold_what_is_imported_and_no_more():
     runs, tests = listed("requirements.txt").keys(), listed("requirements-test.txt").keys()
     demo = ROOT / "mini_nsd" / "serve.py"
-    assert imported(set(OWN) - {demo}) - CARRIED == runs
+    assert imported(set(OWN) - {demo}) - CARRIED == runs - CARRIERS
     assert not runs & tests
     others = [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py"), demo]
-    assert imported(others) - runs - CARRIED == tests
+    assert imported(others) - runs - CARRIED == tests - TOOLS
 
 
 def test_the_locked_versions_are_exact_and_within_the_ranges():

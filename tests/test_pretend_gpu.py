@@ -47,7 +47,8 @@ def test_the_pretended_device_refuses_what_cuda_refuses():
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 @pytest.mark.parametrize("mode", ["fixed", "paper"])
 @pytest.mark.parametrize("trials, voxels, alphas", [
-    (120, 20, regression.FIXED_ALPHAS), (60, 90, regression.FIXED_ALPHAS), (400, 10, (1e-6, 1e-3, 1e-1)), (60, 90, (1e-6, 1.0))])
+    (120, 20, regression.FIXED_ALPHAS), (60, 90, regression.FIXED_ALPHAS), (400, 10, (1e-6, 1e-3, 1e-1)),
+    (60, 90, (1e-6, 1.0))])
 def test_ridge(kind, mode, trials, voxels, alphas):
     def fit(device):
         random = np.random.default_rng(0)
@@ -63,8 +64,10 @@ def test_ridge(kind, mode, trials, voxels, alphas):
 def test_everything_else(kind, dtype, stimuli):
     def diffuse(device):
         model = diffusion.LatentDiffusion(models.stable_diffusion(device, dtype))
-        latents, told = features.as_numpy(model.encode(model.prepare(stimuli))), features.as_numpy(model.caption_features([["a ball"]] * 2))
-        noise = torch.stack([diffusion.sample_noise(0, i, 0, (4, model.latent_side, model.latent_side)) for i in range(2)])
+        latents = features.as_numpy(model.encode(model.prepare(stimuli)))
+        told = features.as_numpy(model.caption_features([["a ball"]] * 2))
+        noise = torch.stack([diffusion.sample_noise(0, i, 0, (4, model.latent_side, model.latent_side))
+                             for i in range(2)])
         start, told = model.start_image(torch.from_numpy(latents)), torch.from_numpy(told)
         # On a processor without half precision a step in it takes ten times as long.
         more = [(start, told, "dpm"), (None, told, "unipc"), (start, None, "ddim")] if dtype == torch.float32 else []
@@ -72,7 +75,8 @@ def test_everything_else(kind, dtype, stimuli):
                 for begin, text, solver in ((start, told, "ddim"), *more)]
         hidden = np.zeros(stimuli.shape[:3], bool)
         hidden[:, 100:300, 100:300] = True
-        made += [inpainting.inpaint(model, stimuli, hidden, noise, text, steps=2) for text in (None, told)[:1 + len(more)]]
+        made += [inpainting.inpaint(model, stimuli, hidden, noise, text, steps=2)
+                 for text in (None, told)[:1 + len(more)]]
         return np.concatenate([each.ravel() for each in made]).astype(int)
 
     def others(device):
@@ -80,14 +84,17 @@ def test_everything_else(kind, dtype, stimuli):
         seen = features.stored(captioner.embed(captioner.prepare(stimuli)), "float32")
         captioner.caption(torch.from_numpy(seen))
         estimator = depth.DepthEstimator(*models.dpt(device, dtype))
-        states = [torch.from_numpy(features.stored(each, "float32")) for each in estimator.hidden_states(estimator.prepare(stimuli))]
+        states = [torch.from_numpy(features.stored(each, "float32"))
+                  for each in estimator.hidden_states(estimator.prepare(stimuli))]
         encoder, generator = models.vgg19(device), models.generator(device)
-        true = [torch.from_numpy(features.stored(each, "float32")) for each in icnn.activations(encoder, encoder.prepare(stimuli), icnn.LAYERS)]
+        true = [torch.from_numpy(features.stored(each, "float32"))
+                for each in icnn.activations(encoder, encoder.prepare(stimuli), icnn.LAYERS)]
         targets = {layer: icnn.shifted_and_scaled(each, 1.0) for layer, each in zip(icnn.LAYERS, true)}
         made = icnn.invert(encoder, generator, targets, icnn.initial_features(0, [0, 1], len(generator.bound)), 2)
         judged = evaluators.Evaluators(["inception", "alexnet5", "clip", "clip_h6"], device)(stimuli)
         return np.concatenate([np.ravel(each) for each in (
-            seen, depth.normalise(estimator.depth(states)).cpu().numpy(), icnn.to_uint8(encoder.pixels(made), "clip").astype(int),
+            seen, depth.normalise(estimator.depth(states)).cpu().numpy(),
+            icnn.to_uint8(encoder.pixels(made), "clip").astype(int),
             captioning.clip_text_features(device)(["a red ball"]), *judged.values())])
 
     for compute in (diffuse, others):
@@ -97,7 +104,8 @@ def test_everything_else(kind, dtype, stimuli):
 
 def fitted(device):
     voxels = np.random.default_rng(0).standard_normal((60, 8))
-    regression.Decoder(voxels, np.arange(60), device=device).predict_to(voxels, voxels[:2], np.empty((2, 8), np.float32))
+    decoder = regression.Decoder(voxels, np.arange(60), device=device)
+    decoder.predict_to(voxels, voxels[:2], np.empty((2, 8), np.float32))
 
 
 def denoised(device):
@@ -106,13 +114,15 @@ def denoised(device):
 
 
 BUGS = {
-    "voxels stay on the CPU": (regression.Decoder, "_standardised", lambda self, voxels, dtype=torch.float64: torch.as_tensor(
-        np.asarray(voxels, float)).to(dtype), fitted),
-    "stimulus sums stay on the CPU": (torch.Tensor, "index_add_", lambda self, dim, index, source: torch.zeros(self.shape).add_(source),
-                                      fitted),
+    "voxels stay on the CPU": (
+        regression.Decoder, "_standardised",
+        lambda self, voxels, dtype=torch.float64: torch.as_tensor(np.asarray(voxels, float)).to(dtype), fitted),
+    "stimulus sums stay on the CPU": (
+        torch.Tensor, "index_add_", lambda self, dim, index, source: torch.zeros(self.shape).add_(source),
+        fitted),
     "latents stay on the CPU": (diffusion.LatentDiffusion, "_to", lambda self, tensor: tensor.cpu(), denoised),
-    "noise is drawn on the device": (diffusion, "scheduler", lambda *_: torch.randn(2, generator=torch.Generator(), device="cuda"),
-                                     denoised),
+    "noise is drawn on the device": (
+        diffusion, "scheduler", lambda *_: torch.randn(2, generator=torch.Generator(), device="cuda"), denoised),
     "an array is made of what is on the device": (images, "to_pixels", lambda pixels: np.asarray(pixels),
                                                   lambda device: images.to_pixels(torch.zeros(1, 3, 8, 8).to(device))),
 }

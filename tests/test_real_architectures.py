@@ -1,4 +1,5 @@
-"""The published architectures, built from their published configurations with random weights, through the same functions.
+"""The published architectures, built from their published configurations with random weights,
+through the same functions.
 
 No published weight is here, so nothing is learnt about pictures; shapes, sizes, folder layout and precision are.
 """
@@ -15,7 +16,8 @@ pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 # CompVis/stable-diffusion-v1-4, as in its folders' config.json
 VAE = dict(block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-           up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, norm_num_groups=32, sample_size=512)
+           up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, norm_num_groups=32,
+           sample_size=512)
 UNET = dict(sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
             layers_per_block=2, down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
             up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)

@@ -1,4 +1,5 @@
-"""Stages that are killed, starved of disk, locked out, run twice at once or fed the wrong thing (docs/reliability.md)."""
+"""Stages that are killed, starved of disk, locked out, run twice at once or fed the wrong thing
+(docs/reliability.md)."""
 import random
 import shutil
 import time
@@ -143,7 +144,8 @@ def kill_everywhere(start, run, whole, folder, kills, draw):
             killed += status == -9
             if stage not in ALWAYS_MADE_AGAIN:
                 after = finished(folder)
-                again = [path for path in before if before[path] != after.get(path) and path.name != "captions_people.csv"]
+                again = [path for path in before
+                         if before[path] != after.get(path) and path.name != "captions_people.csv"]
                 assert len(again) <= 1, f"{stage} made {again} again"
         run(stage, folder)
     return killed
@@ -189,7 +191,8 @@ def test_two_processes_with_the_same_work_do_each_part_once_and_agree(start, who
         ends = [process.wait() for process in [start(stage, tmp_path / "work") for _ in range(2)]]
         assert [status for status, *_ in ends] == [0, 0], ends
         if stage not in ALWAYS_MADE_AGAIN:
-            assert sum(made for *_, made in ends) == renames, f"{stage}: {[made for *_, made in ends]} renames, not {renames}"
+            found = [made for *_, made in ends]
+            assert sum(found) == renames, f"{stage}: {found} renames, not {renames}"
     assert contents(tmp_path / "work") == but_figures(whole[0])
 
 
@@ -225,7 +228,8 @@ def test_a_file_that_cannot_be_written_whole_is_one_line_and_a_rerun_completes(s
 
 
 @pytest.mark.parametrize("stage, folder, size", [
-    ("mri", "mrifeat", 16384), ("sd", "nsdfeat", 16384), ("latent", "nsdfeat/subjfeat", 4096), ("ridge c", "decoded/subj01", 16384),
+    ("mri", "mrifeat", 16384), ("sd", "nsdfeat", 16384), ("latent", "nsdfeat/subjfeat", 4096),
+    ("ridge c", "decoded/subj01", 16384),
     ("images", "decoded/image-cvpr", 65536)])
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(start, work, stage, folder, size):
     target = work / folder
@@ -281,7 +285,8 @@ def work(whole, tmp_path):
 def status(run):
     """status(workdir, *flags): {script and its distinguishing flag: (state, note)} as run_pipeline.py --status says."""
     def read(workdir, *flags, steps=2):
-        out, _, renames = run(["run_pipeline.py", *WHO, *CPU, "--status", "--n_samples", 2, "--steps", steps, *flags], workdir)
+        out, _, renames = run(["run_pipeline.py", *WHO, *CPU, "--status", "--n_samples", 2, "--steps", steps, *flags],
+                              workdir)
         assert renames == 0
         found, lines = {}, out.splitlines()
         for line, below in zip(lines, [*lines[1:], ""]):
@@ -312,7 +317,8 @@ def test_status_tells_done_partial_and_missing_and_touches_nothing(status, work)
     shutil.rmtree(work / "nsdfeat" / "c")
     shutil.rmtree(work / "decoded" / "image-cvpr")
     found = status(work)
-    assert states(found, "img2feat_sd1_parallel", "diffusion_decoding", "make_subjstim c") == ["partial", "missing", "done"]
+    assert states(found, "img2feat_sd1_parallel", "diffusion_decoding",
+                  "make_subjstim c") == ["partial", "missing", "done"]
     assert {state for state, _ in status(work.parent / "empty").values()} == {"missing", "done"}  # stimuli are in place
     assert contents(work) | before == before
 
@@ -348,7 +354,8 @@ def test_status_sees_that_an_upstream_artifact_was_made_again_otherwise(status, 
     assert status(work, steps=5)["diffusion_decoding"] == ("stale", "made with options steps 2, now 5")
     run(["make_subjmri.py", *WHO, "--sessions", "2", "--overwrite"], work)
     found = status(work)
-    assert states(found, "make_subjstim init_latent", "ridge init_latent", "ridge c", "diffusion_decoding") == ["stale"] * 4
+    assert states(found, "make_subjstim init_latent", "ridge init_latent", "ridge c",
+                  "diffusion_decoding") == ["stale"] * 4
     assert "changed since" in found["ridge c"][1]
 
 
@@ -375,7 +382,8 @@ def of_another_subject(ws):
 IMAGES = [*STAGES["images"], "--seed", "7"]
 SESSIONS = ["make_subjmri.py", *WHO, "--sessions", "2", "--overwrite"]
 MIXED = {
-    "decoded features of another subject": (of_another_subject, IMAGES, "scores_c.npy is of subject subj02, not subj01"),
+    "decoded features of another subject": (of_another_subject, IMAGES,
+                                            "scores_c.npy is of subject subj02, not subj01"),
     "decoded features of another ROI": (
         lambda ws: rename_scores(ws, "ventral", "c", "early", "c"), [*IMAGES, "--roi_c", "early"],
         "early_scores_c.npy is of ROI ventral, not early"),
@@ -392,7 +400,8 @@ MIXED = {
         "subj02_each_c.h5 is of subject subj01, not subj02"),
     "another training feature": (
         lambda ws: [shutil.copy2(path, str(path).replace("init_latent", "blip")) for path in
-                    (ws.subject_features("each", "init_latent"), layout.sidecar(ws.subject_features("each", "init_latent")))],
+                    (ws.subject_features("each", "init_latent"),
+                     layout.sidecar(ws.subject_features("each", "init_latent")))],
         [*fit(["early"], "blip"), "--use_stim", "each"], "subj01_each_blip.h5 is of feature init_latent, not blip"),
     "shards of another feature": (
         lambda ws: None, [*pair("c", "ave"), "--input_dir", "{work}/nsdfeat/init_latent"],
@@ -413,7 +422,8 @@ def test_what_is_of_something_else_is_refused_with_both_sides_named(run, work, c
 
 def test_another_split_is_refused_by_every_stage_that_pairs(run, work):
     run(SESSIONS, work)
-    for command, said in ((fit(["early"], "init_latent"), "now {"), ([*fit(["early"], "init_latent"), "--overwrite"], "different tr"),
+    for command, said in ((fit(["early"], "init_latent"), "now {"),
+                          ([*fit(["early"], "init_latent"), "--overwrite"], "different tr"),
                           (pair("c", "each"), "subj01_stims.npy"), (STAGES["images"], "changed since")):
         assert said in said_one_line(run(command, work, expect=1)[1])
     run([*pair("init_latent", "each"), "--overwrite"], work)
@@ -450,13 +460,15 @@ def test_what_another_model_made_is_refused_with_both_models_named(run, work, ot
 def test_features_of_another_occluder_are_refused_then_made_again_when_asked(run, work):
     stimuli = ["generate_occluded_images.py", "--input_path", "{stimuli}"]
     extract = ["img2feat_sd1_occlusion.py", *WHO, *CPU]
-    pairs = [["make_subjstim_occluded.py", *WHO, "--featname", f"{name}_occluded", "--use_stim", "each"] for name in ("init_latent", "c")]
+    pairs = [["make_subjstim_occluded.py", *WHO, "--featname", f"{name}_occluded", "--use_stim", "each"]
+             for name in ("init_latent", "c")]
     fits = [["ridge_occlusion.py", *WHO, *CPU, "--target", f"{name}_occluded", "--roi", roi]
             for name, roi in (("init_latent", "early"), ("c", "ventral"))]
     images = ["diffusion_decoding_occluded.py", *WHO, *CPU, "--n_samples", "1", "--steps", "2"]
     for command in (extract, *pairs, *fits, images):
         run(command, work)
-    assert "'ratio': 0.3}, now {'ratio': 0.5}" in said_one_line(run([*stimuli, "--occlusion_ratio", "0.5"], work, expect=1)[1])
+    refused = run([*stimuli, "--occlusion_ratio", "0.5"], work, expect=1)[1]
+    assert "'ratio': 0.3}, now {'ratio': 0.5}" in said_one_line(refused)
     run([*stimuli, "--occlusion_ratio", "0.5", "--overwrite"], work)
     for command in (extract, images):
         line = said_one_line(run(command, work, expect=1)[1])

@@ -9,7 +9,8 @@ IMAGES, DIMS = 12, 20
 
 @pytest.fixture
 def ws(tmp_path):
-    """Decoded features of two ROIs, one of them good; a control; an occluded twin; a target whose true features are gone."""
+    """Decoded features of two ROIs, one of them good; a control; an occluded twin;
+    a target whose true features are gone."""
     ws = layout.Workspace(tmp_path, "subj01")
     random = np.random.default_rng(0)
     truth = random.standard_normal((IMAGES, DIMS)).astype(np.float32)

@@ -36,7 +36,8 @@ CPU = torch.device("cpu")
 
 
 def sources():
-    return [path for folder in (ROOT, ROOT / "utils", ROOT / "mini_nsd", ROOT / "mini_nsd" / "training", ROOT / "benchmarks")
+    return [path for folder in (ROOT, ROOT / "utils", ROOT / "mini_nsd", ROOT / "mini_nsd" / "training",
+                                ROOT / "benchmarks")
             for path in sorted(folder.glob("*.py"))]
 
 
@@ -314,7 +315,8 @@ def test_a_gzipped_volume_is_unpacked_no_further_than_its_header_says(tmp_path):
     tiny_nsd.put(tmp_path, tiny_nsd.ATLAS, gzip.compress(header) + ZEROS)
     with bounded(), pytest.raises(Problem, match="unpacks to more than"):
         nsd.atlas(root, "subj01")
-    header = gzip.decompress(tiny_nsd.nifti(np.zeros((1, 1, 1, 1), np.int16), dim=[4, 30000, 30000, 30000, 750, 1, 1, 1]))
+    header = gzip.decompress(tiny_nsd.nifti(np.zeros((1, 1, 1, 1), np.int16),
+                                            dim=[4, 30000, 30000, 30000, 750, 1, 1, 1]))
     tiny_nsd.put(tmp_path, tiny_nsd.BETAS.format(1), gzip.compress(header) + ZEROS)
     with bounded(), pytest.raises(Problem, match="volumes .* of more than"):
         nsd.beta_volumes(root, "subj01", 1)

@@ -83,7 +83,8 @@ class Recorder:
 
 
 @pytest.mark.parametrize("use", ["each", "ave"])
-def test_from_nsds_files_to_the_decoder_every_voxel_meets_the_feature_of_its_stimulus(tmp_path_factory, monkeypatch, use):
+def test_from_nsds_files_to_the_decoder_every_voxel_meets_the_feature_of_its_stimulus(
+        tmp_path_factory, monkeypatch, use):
     monkeypatch.setattr(regression, "Decoder", Recorder)
 
     @settings(max_examples=12, deadline=None, database=None)
@@ -122,7 +123,8 @@ def test_from_nsds_files_to_the_decoder_every_voxel_meets_the_feature_of_its_sti
             if use == "each":
                 assert [sorted(trial.tolist()) for trial in met[stimulus]] == activity[stimulus]
             else:
-                assert len(met[stimulus]) == 1 and met[stimulus][0].mean() == pytest.approx(np.mean(activity[stimulus]), abs=1e-2)
+                assert len(met[stimulus]) == 1
+                assert met[stimulus][0].mean() == pytest.approx(np.mean(activity[stimulus]), abs=1e-2)
         assert [int(feature[0]) for feature in given.test_features] == [
             stimulus for stimulus in activity if stimulus not in train]
         for voxels, feature in zip(given.test, given.test_features, strict=True):

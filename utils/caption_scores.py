@@ -123,7 +123,8 @@ def sentence(scored):
     """`score`'s result as a line for a reader."""
     found = scored["identification"]
     if found is None:
-        return f"one image, which cannot be told from others; words shared with people's captions (F1) {scored['overlap']:.2f}"
+        return ("one image, which cannot be told from others; "
+                f"words shared with people's captions (F1) {scored['overlap']:.2f}")
     low, high = found["interval"]
     return (f"decoded captions tell their image from others in {found['accuracy']:.3f} [{low:.2f}, {high:.2f}] of "
             f"cases, p = {found['p']:.4f}, chance {found['chance']} ({found['images']} images, CLIP's text features); "

@@ -11,8 +11,9 @@ from utils.errors import Problem
 
 torch = lazy.module("torch")
 
-# What a caption starts with. BLIP's authors train with this prompt and generate after it (salesforce/BLIP, models/blip.py and
-# configs/caption_coco.yaml). A checkpoint that learnt to start otherwise says so in its config.json, as "caption_prompt".
+# What a caption starts with. BLIP's authors train with this prompt and generate after it (salesforce/BLIP,
+# models/blip.py and configs/caption_coco.yaml). A checkpoint that learnt to start otherwise says so in its config.json,
+# as "caption_prompt".
 PROMPT = "a picture of "
 FEATURE_SHARE = 240 / 384  # side of the images, as a share of the checkpoint's own size
 BEAMS = {"num_beams": 3, "min_length": 5, "max_length": 20, "repetition_penalty": 1.5}  # docs/algorithms.md#captions
@@ -23,14 +24,15 @@ BLOCK = 256  # captions between two writes: the most that a killed run has to re
 class Captioner:
     """The numerics around one BLIP checkpoint (`models.blip`).
 
-    prompt: as --prompt says (`add_prompt`). `start` is then the text that captions continue, and is not part of them, and
-    `pixels` what the picture is fed as: "normalised" as the checkpoint's image processor says, or "0-1".
+    prompt: as --prompt says (`add_prompt`). `start` is then the text that captions continue, and is not part of them,
+    and `pixels` what the picture is fed as: "normalised" as the checkpoint's image processor says, or "0-1".
     Raises Problem, when a caption is made, for a prompt that the checkpoint's vocabulary cannot spell.
     """
 
     def __init__(self, network, tokenizer, processor, prompt="authors"):
         self.network, self.tokenizer, self.processor = network, tokenizer, processor
-        self.start = {"authors": getattr(network.config, "caption_prompt", PROMPT), "published": PROMPT, "none": ""}.get(prompt, prompt)
+        self.start = {"authors": getattr(network.config, "caption_prompt", PROMPT), "published": PROMPT,
+                      "none": ""}.get(prompt, prompt)
         self.pixels = "0-1" if prompt == "published" else "normalised"
         vision = network.config.vision_config
         patches = round(vision.image_size * FEATURE_SHARE / vision.patch_size)
@@ -53,7 +55,8 @@ class Captioner:
 
     @lazy.inference_mode
     def embed(self, pixels):
-        """(n, 3, s, s) → (n, 1 + patches, width) float32: the vision model's last hidden state, 226×768 for BLIP base."""
+        """(n, 3, s, s) → (n, 1 + patches, width) float32: the vision model's last hidden state,
+        226×768 for BLIP base."""
         vision = self.network.vision_model
         pixels = pixels.to(self.network.device, self.network.dtype)
         return vision(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state.float()
@@ -68,14 +71,16 @@ class Captioner:
             input_ids=start.expand(len(embeddings), -1), encoder_hidden_states=embeddings,
             encoder_attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.long, device=self.network.device),
             eos_token_id=text.sep_token_id, pad_token_id=text.pad_token_id, **BEAMS)
-        return [one_line(self.tokenizer.decode(row[len(start):], skip_special_tokens=True, clean_up_tokenization_spaces=True))
+        return [one_line(self.tokenizer.decode(row[len(start):], skip_special_tokens=True,
+                                               clean_up_tokenization_spaces=True))
                 for row in tokens]
 
     def _start_tokens(self):
         """(tokens,) int64: the token that starts a caption, and those of the prompt."""
         words = self.tokenizer(self.start).input_ids[1:-1]
         if self.tokenizer.unk_token_id in words or len(words) + 1 >= BEAMS["max_length"]:
-            raise Problem(f"the caption prompt {self.start!r} is not in the vocabulary of {models.name('blip')}, or too long",
+            raise Problem(f"the caption prompt {self.start!r} is not in the vocabulary of {models.name('blip')}, or "
+                          "too long",
                           "give another --prompt, or none")
         return torch.tensor([self.network.config.text_config.bos_token_id, *words])
 
@@ -95,7 +100,8 @@ def caption_stimuli(args, ids, device):
     path = layout.blip_captions(args.workdir, args.dataset)
     shards = store.Shards(args.outdir or layout.features(args.workdir, feature))
     captioner = Captioner(*models.blip(device, torch.float32), args.prompt)
-    store.claim_folder(path.parent, {"features": shards.attributes(), "beams": BEAMS, "prompt": captioner.start}, args.overwrite)
+    store.claim_folder(path.parent, {"features": shards.attributes(), "beams": BEAMS, "prompt": captioner.start},
+                       args.overwrite)
     size = features.batch_size(args, device, AUTO_BATCH, captioner.probe)
     with store.locked(path):
         found = {} if args.overwrite or not path.exists() else store.read_json(path)
@@ -119,9 +125,9 @@ def add_prompt(parser):
     """--prompt: what captions start from, of the true images and of decoded features alike."""
     parser.add_argument(
         "--prompt", default="authors", metavar="WAY",
-        help="authors (default): captions continue what the checkpoint's authors let them continue, \"a picture of\" for BLIP, "
-        "from normalised pixels; published: the same from pixels in [0, 1], as the published pipeline; none: from the bare start "
-        "token; or a text of your own")
+        help="authors (default): captions continue what the checkpoint's authors let them continue, \"a picture of\" "
+        "for BLIP, from normalised pixels; published: the same from pixels in [0, 1], as the published pipeline; none: "
+        "from the bare start token; or a text of your own")
 
 
 def add_arguments(parser, dataset):
@@ -150,7 +156,8 @@ def decode(args):
                           **made_from)
     with store.locked(path):
         if store.is_done(path, wanted, args.overwrite):
-            print(f"{path.stem}: done before; {caption_scores.sentence(store.read_json(layout.sidecar(path))['score'])}")
+            print(f"{path.stem}: done before; "
+                  f"{caption_scores.sentence(store.read_json(layout.sidecar(path))['score'])}")
             return
         references = people(ws, args.workdir)
         size = features.batch_size(args, device, AUTO_BATCH, lambda: captions_of([0]))
@@ -170,7 +177,8 @@ def decode(args):
 def from_embedding(args, ws, target, device):
     """How to caption test images from their decoded BLIP embeddings: (function of indices, file read, models)."""
     captioner = Captioner(*models.blip(device, torch.float32), args.prompt)
-    found, path = decoded.read(args, ws, target, captioner.shape, models.identity("blip") | {"pixels": captioner.pixels})
+    found, path = decoded.read(args, ws, target, captioner.shape,
+                               models.identity("blip") | {"pixels": captioner.pixels})
     return (lambda batch: captioner.caption(torch.from_numpy(found[batch])), path,
             {**models.identity("blip"), "caption_start": captioner.start})
 
@@ -185,7 +193,8 @@ def from_latent(args, ws, target, device):
         pictures = images.to_pixels(model.decode(torch.from_numpy(found[batch])), model.size)
         return captioner.caption(captioner.embed(captioner.prepare(pictures)))
 
-    return captions_of, path, {**models.identity("blip"), "caption_start": captioner.start, "image_decoder": models.identity("sd")}
+    return captions_of, path, {**models.identity("blip"), "caption_start": captioner.start,
+                               "image_decoder": models.identity("sd")}
 
 
 def people(ws, workdir):

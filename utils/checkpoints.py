@@ -1,8 +1,8 @@
 """Roles → checkpoints: which repository and revision, where its files lie, and what identifies them. Loads no network.
 
 `NSD_MODELS` chooses where they come from: `hub` (the published checkpoints), `tiny` (the small trained models in
-mini_nsd/models), or a folder that holds one folder per role, in the hub's layout. `NSD_REVISIONS`, which --revision sets,
-names other revisions or repositories of the hub. docs/models.md says where the pinned revisions come from.
+mini_nsd/models), or a folder that holds one folder per role, in the hub's layout. `NSD_REVISIONS`, which --revision
+sets, names other revisions or repositories of the hub. docs/models.md says where the pinned revisions come from.
 
 A hub's files are fetched here, at one commit, and always loaded from the local cache: so what is recorded is what was
 loaded, and no library asks the hub for anything else (transformers posts to a conversion service otherwise).
@@ -37,7 +37,8 @@ RETIRED = {"stabilityai/stable-diffusion-2-depth": "sd2-community/stable-diffusi
 TINY = Path(__file__).resolve().parent.parent / "mini_nsd" / "models"
 REVISIONS = "NSD_REVISIONS"
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# The names under which transformers and diffusers look for weights, whole or in parts; variants (fp16, non_ema) are not read.
+# The names under which transformers and diffusers look for weights, whole or in parts; variants (fp16, non_ema) are not
+# read.
 WEIGHTS = re.compile(r"(?:pytorch_|diffusion_pytorch_)?model(?:-\d+-of-\d+)?\.(safetensors|bin)(?:\.index\.json)?")
 OTHER_WEIGHTS = (".pt", ".pth", ".tar", ".bin")  # state dicts of networks that are on no hub
 WAIT = 10  # s for the hub's answer, after which the cache serves
@@ -75,11 +76,13 @@ def name(role):
 
 
 def use_revisions(words):
-    """Let this process load other revisions: words "ROLE=REVISION" or "ROLE=OWNER/NAME@REVISION". Raises Problem for others."""
+    """Let this process load other revisions: words "ROLE=REVISION" or "ROLE=OWNER/NAME@REVISION".
+    Raises Problem for others."""
     for word in words:
         role, _, wanted = word.partition("=")
         if role not in HUB or not wanted:
-            raise Problem(f"--revision {word} names no revision of a role", f"give ROLE=REVISION, the role one of {' '.join(HUB)}")
+            raise Problem(f"--revision {word} names no revision of a role",
+                          f"give ROLE=REVISION, the role one of {' '.join(HUB)}")
     os.environ[REVISIONS] = " ".join(words)
     identity.cache_clear()
 
@@ -117,7 +120,8 @@ def commit(role):
                 raise Problem(f"the revision {revision} of {repository} is not known: {error}",
                               "check the network, or set NSD_MODELS to tiny or a folder") from error
     if not cached.exists():
-        raise Problem(f"the revision {revision} of {repository} is not known: HF_HUB_OFFLINE is set and it is not in {cached.parent}",
+        raise Problem(f"the revision {revision} of {repository} is not known: HF_HUB_OFFLINE is set and it is not in "
+                      f"{cached.parent}",
                       "fetch it where there is a network, or give the commit's 40 digits")
     return cached.read_text(encoding="utf-8").strip()
 
@@ -126,7 +130,8 @@ def commit(role):
 def identity(role):
     """{"model", "revision"} of a role, for the record of what made an artifact.
 
-    The revision of a local folder is a digest of its weights, .safetensors or .bin; of a hub model, the commit that is loaded.
+    The revision of a local folder is a digest of its weights, .safetensors or .bin; of a hub model, the commit that is
+    loaded.
     """
     where = source(role)
     if isinstance(where, Path):
@@ -150,14 +155,16 @@ def all_weights(folder):
 
 
 def weights(names):
-    """Those of the file names in one folder that hold a network's weights: .safetensors, and .bin only where there are none."""
+    """Those of the file names in one folder that hold a network's weights:
+    .safetensors, and .bin only where there are none."""
     by_kind = {kind: sorted(name for name in names if (found := WEIGHTS.fullmatch(name)) and found[1] == kind)
                for kind in ("safetensors", "bin")}
     return by_kind["safetensors"] or by_kind["bin"]
 
 
 def folder(role, subfolder=""):
-    """The local folder (a Path) of a role's checkpoint, with the files of `subfolder` in it; the hub's are fetched first.
+    """The local folder (a Path) of a role's checkpoint, with the files of `subfolder` in it;
+    the hub's are fetched first.
 
     Raises Problem where the hub refuses, or does not answer and the cache lacks them.
     """
@@ -183,28 +190,34 @@ def _fetched(role, subfolder):
         why = f"the hub does not answer ({error})"
     if not (snapshot / subfolder).is_dir():
         there = sorted(path.name for path in snapshot.parent.glob("*"))
-        raise Problem(f"cannot load the {role} model: {why}, and {repository} at {revision} is not in {constants.HF_HUB_CACHE}"
+        raise Problem(f"cannot load the {role} model: {why}, and {repository} at {revision} is not in "
+                      f"{constants.HF_HUB_CACHE}"
                       + (f", which has {' '.join(there)}" if there else ""),
-                      "fetch it where there is a network" + (f", or give --revision {role}={there[-1]}" if there else
-                                                             ", unset HF_HUB_OFFLINE, or set NSD_MODELS to tiny or a folder"))
+                      "fetch it where there is a network" + (
+                          f", or give --revision {role}={there[-1]}" if there
+                          else ", unset HF_HUB_OFFLINE, or set NSD_MODELS to tiny or a folder"))
     return snapshot
 
 
 def _needed(files, subfolder):
-    """Of a repository's files, what a component in `subfolder` loads: configuration, vocabulary, and weights of one kind."""
+    """Of a repository's files, what a component in `subfolder` loads:
+    configuration, vocabulary, and weights of one kind."""
     prefix = f"{subfolder}/" if subfolder else ""
-    names = [file.removeprefix(prefix) for file in files if file.startswith(prefix) and "/" not in file.removeprefix(prefix)]
+    names = [file.removeprefix(prefix) for file in files if file.startswith(prefix)
+             and "/" not in file.removeprefix(prefix)]
     small = [name for name in names if name.endswith((".json", ".txt")) and not WEIGHTS.fullmatch(name)]
     return [prefix + name for name in small + weights(names)]
 
 
 @functools.cache
 def _listing(repository, revision):
-    """(files of a repository, None), or ([], why the hub did not say): asked once per process, since waiting takes long."""
+    """(files of a repository, None), or ([], why the hub did not say):
+    asked once per process, since waiting takes long."""
     from huggingface_hub import HfApi
 
     try:
-        return [file.rfilename for file in HfApi().model_info(repository, revision=revision, timeout=WAIT).siblings], None
+        listed = HfApi().model_info(repository, revision=revision, timeout=WAIT)
+        return [file.rfilename for file in listed.siblings], None
     except _network_faults() as error:
         return [], error
 
@@ -224,20 +237,23 @@ def _network_faults():
 
 def _refused(role, error):
     """Raises Problem if the hub answered that the repository or the revision is not to be had."""
-    from huggingface_hub.errors import DisabledRepoError, GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import DisabledRepoError, GatedRepoError, HFValidationError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     repository, revision = published(role)
-    other = (f"put a copy of the checkpoint into FOLDER/{role} in the hub's layout and set NSD_MODELS=FOLDER, or name a mirror of the "
-             f"same weights: --revision {role}=OWNER/NAME@REVISION (docs/models.md)")
+    other = (f"put a copy of the checkpoint into FOLDER/{role} in the hub's layout and set NSD_MODELS=FOLDER, or name "
+             f"a mirror of the same weights: --revision {role}=OWNER/NAME@REVISION (docs/models.md)")
     if isinstance(error, GatedRepoError):
-        raise Problem(f"the repository {repository} of role {role} is gated: it gives files only to accounts that accepted its terms",
+        raise Problem(f"the repository {repository} of role {role} is gated: it gives files only to accounts that "
+                      "accepted its terms",
                       f"accept them on its page and log in with `hf auth login`; or {other}") from error
     if isinstance(error, RevisionNotFoundError):
         raise Problem(f"{repository} has no revision {revision} (any more)",
                       f"give another: --revision {role}=main, whose commit is recorded; or {other}") from error
     if isinstance(error, (RepositoryNotFoundError, DisabledRepoError, HFValidationError)):
         successor = RETIRED.get(repository)
-        raise Problem(f"the hub has no repository {repository}, of role {role}: it was retired, renamed or made private",
+        raise Problem(f"the hub has no repository {repository}, of role {role}: it was retired, renamed or made "
+                      "private",
                       f"{successor} replaces it: --revision {role}={successor}@main" if successor else other) from error
 
 
@@ -246,5 +262,6 @@ def check_unpickler(path):
     import torch
 
     if torch.__version__ < SAFE_TORCH:
-        raise Problem(f"{path} is pickled, and torch {torch.__version__} can be made to run code by such a file (CVE-2026-24747)",
+        raise Problem(f"{path} is pickled, and torch {torch.__version__} can be made to run code by such a file "
+                      "(CVE-2026-24747)",
                       f"install torch {SAFE_TORCH} or later, or give the weights as .safetensors")

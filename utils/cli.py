@@ -28,7 +28,8 @@ def parser(doc, example):
 
 
 def name(text):
-    """An argparse type: the name of a feature, a ROI or an atlas. It becomes part of paths, and must not lead elsewhere."""
+    """An argparse type: the name of a feature, a ROI or an atlas.
+    It becomes part of paths, and must not lead elsewhere."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a name: letters, digits, _ . + - only")
     return text
@@ -49,8 +50,9 @@ def add_gpu(built):
 def add_revision(built):
     """--revision, of every script that loads a checkpoint of the hub; `parse` puts it into effect."""
     built.add_argument("--revision", nargs="+", metavar="ROLE=REVISION",
-                       help=f"another commit, tag or branch of a hub role ({' '.join(checkpoints.HUB)}) than the pinned one, or "
-                       "ROLE=OWNER/NAME@REVISION of another repository; the commit is recorded (docs/models.md)")
+                       help=f"another commit, tag or branch of a hub role ({' '.join(checkpoints.HUB)}) than the "
+                       "pinned one, or ROLE=OWNER/NAME@REVISION of another repository; the commit is recorded "
+                       "(docs/models.md)")
 
 
 def add_seed(built):
@@ -66,9 +68,12 @@ def add_imgidx(built, what):
 
 def add_voxel_choice(built):
     """--atlas, --zscore and --ncsnr_min: which voxels, and scaled how. The choice is part of the artifacts' names."""
-    built.add_argument("--atlas", type=name, default="streams", help="label volume in NSD's roi/ folder (default: streams)")
-    built.add_argument("--zscore", choices=["session"], help="z-score each voxel within each session, by its training trials")
-    built.add_argument("--ncsnr_min", type=float, metavar="X", help="keep voxels whose NSD noise-ceiling SNR is at least X")
+    built.add_argument("--atlas", type=name, default="streams",
+                       help="label volume in NSD's roi/ folder (default: streams)")
+    built.add_argument("--zscore", choices=["session"],
+                       help="z-score each voxel within each session, by its training trials")
+    built.add_argument("--ncsnr_min", type=float, metavar="X",
+                       help="keep voxels whose NSD noise-ceiling SNR is at least X")
 
 
 def add_run(built, dataset):
@@ -88,8 +93,8 @@ def add_run(built, dataset):
 def add_occluded_dir(built):
     """--occluded_dir: occluded images as pictures in place of an HDF5 file."""
     built.add_argument("--occluded_dir", type=Path, metavar="DIR",
-                       help="folder of occluded images, {73k id:06}.png or .jpg (generate_occluded_images.py --outdir), in "
-                       "place of nsd_stimuli_occluded.hdf5")
+                       help="folder of occluded images, {73k id:06}.png or .jpg (generate_occluded_images.py "
+                       "--outdir), in place of nsd_stimuli_occluded.hdf5")
 
 
 def add_dataset(built, default):
@@ -231,10 +236,12 @@ def _one_line(error):
     elif isinstance(error, MemoryError) or isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)):
         flag = "a smaller --batch_size" if hasattr(parsed, "batch_size") else "--gpu -1 (the CPU)" if getattr(
             parsed, "gpu", -1) >= 0 else "other programs closed"
-        text = f"out of memory ({str(error).splitlines()[0][:160] if str(error) else 'the CPU'}) — run the same command again with {flag}"
+        text = (f"out of memory ({str(error).splitlines()[0][:160] if str(error) else 'the CPU'}) — "
+                f"run the same command again with {flag}")
     elif isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
-        text = f"{where}{error.strerror} — check the disk, the path and its permissions, then run the same command again"
+        text = (f"{where}{error.strerror} — "
+                "check the disk, the path and its permissions, then run the same command again")
     elif isinstance(error, ValueError) and " — " in str(error):
         text = str(error)
     else:

@@ -24,7 +24,8 @@ GRID = 20               # cells per side of the local features
 COARSE = 10             # cells per side of what the context and the encoding model see
 SEEN = 0.01             # an object of which no more than this share is in view is wholly hidden
 CLEAR_SHARE = 0.5       # of an object's silhouette, and
-CLEAR_AREA = 0.0025     # of the picture (a local cell): what the whole picture shows at least of an object in clear view
+CLEAR_AREA = 0.0025     # of the picture (a local cell): what the whole picture shows at least of an object in clear
+                        # view
 MIN_GROUP = 5           # views that share a mask, or they are left out: of 5! = 120 permutations p can fall below 0.01
 MARGINS = (0.0, 0.05, 0.1, 0.15)                # image sides that the hidden region is eroded by
 WHOLE = "none"          # the occluder of a whole image
@@ -233,8 +234,8 @@ class Material:
 
     features {name: (train (n, d), test (m, d))}: standardised over the training pictures. gone (v,) bool: of an object
     that is in view in the whole picture nothing is left in the view. lost (v,) bool: and the whole picture shows it in
-    clear view. axes, control {name: [Axis]}: axes for the views that are not gone; control for those that are lost, along
-    what such objects hold. A view that is gone and not lost is in neither.
+    clear view. axes, control {name: [Axis]}: axes for the views that are not gone; control for those that are lost,
+    along what such objects hold. A view that is gone and not lost is in neither.
     train_appearance (n, p), view_appearance (v, p). context_r2 {name: share of the hidden content's variance that the
     context predicts, over the test views}. guess {name: (v, d)}: what it predicts there, NaN where nothing is hidden.
     units {name: mean and sd (2, d)}: of the features before they were standardised. as_shown {name: (v, d)}:

@@ -11,9 +11,10 @@ ndimage = lazy.module("scipy.ndimage")
 NOTE = "0: visible only   1: as if seen whole   bars: 95% interval over images"
 CLOSEUP_ROWS = 6        # views in the figure of close-ups, beside the controls
 ZOOM = 0.45             # image sides that a close-up shows
-CAPTION = """Outlined: hidden; right of each picture the hidden region, enlarged. "From the brain": cvpr, decoders trained
-on whole images. "Without a brain": the same diffusion model given the visible part. Detail is the model's own; see the
-closeness table."""
+CAPTION = (
+    'Outlined: hidden; right of each picture the hidden region, enlarged. "From the brain": cvpr, decoders trained\n'
+    'on whole images. "Without a brain": the same diffusion model given the visible part. '
+    "Detail is the model's own; see the\ncloseness table.")
 COMPARED = (("over_occluder", "the occluder", BLUE, "o"), ("over_context", "the context's guess", ORANGE, "s"),
             ("over_others", "other images' hidden content", GREEN, "^"))
 SOURCES = (("visible-only model", "visible only", "white"), ("occluded viewing", "occluded viewing", None),
@@ -104,7 +105,7 @@ def closeness(ws, rows, near, simulated):
         made, axes = plt.subplots(1, len(COMPARED), figsize=(figures.WIDTH, 2.6), layout="constrained")
         for axis, (key, name, colour, marker) in zip(axes, COMPARED):
             axis.axhline(0, color=BLACK, lw=0.8)
-            for step, (source, label, fill) in enumerate(SOURCES):
+            for step, (source, _, fill) in enumerate(SOURCES):
                 for x, name_of in enumerate(judged):
                     row = known.get((*name_of, source))
                     if row is None or np.isnan(row[key]):

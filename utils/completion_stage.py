@@ -9,8 +9,8 @@ from utils.errors import Problem
 
 SCRIPT = "amodal_completion.py"
 FIELDS = ("roi", "feature", "primary", "index", "low", "high", "p", "p_corrected", "smallest_p", "truth",
-          "enough_signal", "decoded_r2", "whole", "whole_low", "whole_high", "reliability", "hidden", "hidden_low", "hidden_high",
-          "images", "views", "voxels")
+          "enough_signal", "decoded_r2", "whole", "whole_low", "whole_high", "reliability", "hidden", "hidden_low",
+          "hidden_high", "images", "views", "voxels")
 MARGINS = ("roi", "margin", "index", "low", "high")
 PATTERNS = ("roi", "object_completion", "completion_low", "completion_high",
             "occlusion_invariance", "invariance_low", "invariance_high")
@@ -76,7 +76,8 @@ def options(args):
 
 def _record(args, ws, root, rois, device):
     """What makes the results; the diffusion model and its precision are part of it where one is used (on `device`)."""
-    identity = models.identity("sd") | {"precision": models.dtype_name(models.precision("auto", device))} if device else {}
+    identity = (models.identity("sd") | {"precision": models.dtype_name(models.precision("auto", device))} if device
+                else {})
     return store.record(SCRIPT, options(args), _inputs(args, ws, rois),
                         sources=_versions(root, args.subject), **identity)
 

@@ -23,7 +23,8 @@ def add_source(parser, dataset):
     """As add_arguments, without subject, device and batch."""
     cli.add_voxel_choice(parser)
     parser.add_argument("--roi", "--roi_str", dest="roi", type=cli.name, nargs="+", default=list(ROIS), metavar="ROI",
-                        help=f"ROIs that the features were decoded from, as given to ridge.py (default: {' '.join(ROIS)})")
+                        help="ROIs that the features were decoded from, as given to ridge.py (default: "
+                        f"{' '.join(ROIS)})")
     cli.add_dataset(parser, dataset)
     cli.add_occluded_dir(parser)
     parser.add_argument("--true_features", action="store_true",
@@ -66,9 +67,9 @@ def check_dataset(target, dataset):
 def read(args, ws, target, shape, model):
     """((test images, *shape) float32, path of the file) of a target: decoded, or true with --true_features.
 
-    Decoded features are memory-mapped, read when indexed. model: the identity (`models.identity`) of the model that they
-    are for. Raises Problem for a missing file, for features that their record says are of another model, subject, ROI,
-    data set or occluder, or of inputs that changed since, and for numbers that do not fill `shape`.
+    Decoded features are memory-mapped, read when indexed. model: the identity (`models.identity`) of the model that
+    they are for. Raises Problem for a missing file, for features that their record says are of another model, subject,
+    ROI, data set or occluder, or of inputs that changed since, and for numbers that do not fill `shape`.
     """
     if args.true_features:
         found, path = true(ws, target, model)

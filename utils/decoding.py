@@ -15,7 +15,8 @@ def add_arguments(parser, dataset):
     cli.add_subject(parser)
     cli.add_gpu(parser)
     cli.add_voxel_choice(parser)
-    parser.add_argument("--target", type=cli.name, nargs="+", required=True, help="features to decode: init_latent, c, blip, …")
+    parser.add_argument("--target", type=cli.name, nargs="+", required=True,
+                        help="features to decode: init_latent, c, blip, …")
     parser.add_argument("--roi", type=cli.name, nargs="+", required=True, help=f"ROIs, joined: {' '.join(layout.ROIS)}")
     parser.add_argument("--dataset", choices=DATASETS, default=dataset,
                         help=f"whether the features are of whole or occluded images (default: {dataset})")
@@ -23,7 +24,8 @@ def add_arguments(parser, dataset):
                         help="train on single trials or on stimulus averages (default: each; ave for VGG19's layers, "
                         "in paper mode for conv* only)")
     parser.add_argument("--mode", choices=["fixed", "paper"], default="fixed",
-                        help="fixed: intercept, folds by stimulus, alphas 1 … 1e6; paper: as published (default: fixed)")
+                        help="fixed: intercept, folds by stimulus, alphas 1 … 1e6; paper: as published (default: "
+                        "fixed)")
     parser.add_argument("--alphas", type=float, nargs="+", help="ridge penalties to choose from, per dim")
     parser.add_argument("--shuffle_trials", type=int, metavar="SEED",
                         help="control: break the link between brain and image in the training set")
@@ -157,4 +159,5 @@ def check_pairing(matrix, voxels):
     for split, stimuli in (("tr", voxels.train_stimuli), ("te", voxels.test_stimuli)):
         if not np.array_equal(matrix.stimuli(split), stimuli):
             raise Problem(f"{matrix.path} and mrifeat hold different {split} stimuli "
-                          f"({len(matrix.stimuli(split))} and {len(stimuli)})", "run make_subjstim.py again with --overwrite")
+                          f"({len(matrix.stimuli(split))} and {len(stimuli)})",
+                          "run make_subjstim.py again with --overwrite")

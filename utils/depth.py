@@ -50,7 +50,8 @@ class DepthEstimator:
 
 
 def normalise(depth, size=SIZE):
-    """(n, h, w) relative depth → (n, 1, size, size) in [-1, 1] per image, as SD2-depth prepares its fifth channel at 64 px.
+    """(n, h, w) relative depth → (n, 1, size, size) in [-1, 1] per image,
+    as SD2-depth prepares its fifth channel at 64 px.
 
     A map without any relief, as badly decoded states can give, becomes 0 everywhere. Raises Problem for NaN or infinite
     depth, which is no map without relief.
@@ -87,13 +88,15 @@ def decode(args):
     ws, device = layout.Workspace.of(args), cli.device(args.gpu)
     estimator = DepthEstimator(*models.dpt(device, torch.float32))
     targets = [layout.of_dataset(name, args.dataset) for name in NAMES]
-    states, paths = zip(*(decoded.read(args, ws, target, estimator.shape, models.identity("dpt")) for target in targets))
+    states, paths = zip(*(decoded.read(args, ws, target, estimator.shape, models.identity("dpt"))
+                          for target in targets))
     own = (args.dataset, decoded.suffix(args))
     wanted = store.record("dptemb2dpt.py", decoded.options(args), paths, **models.identity("dpt"))
     for image, more in ((False, {}), (True, {"side": PICTURE_SIZE})):
         store.claim_folder(ws.depth_folder(*own, image=image), wanted | more, args.overwrite)
     chosen = cli.image_range(args.imgidx, len(states[0]), "test image")
-    size = features.batch_size(args, device, AUTO_BATCH, lambda: estimator.depth([torch.zeros(1, *estimator.shape)] * len(NAMES)))
+    size = features.batch_size(args, device, AUTO_BATCH,
+                               lambda: estimator.depth([torch.zeros(1, *estimator.shape)] * len(NAMES)))
     flat = 0
     with cli.progress(desc=ws.depth_folder(*own).name, total=len(chosen), unit="img") as bar:
         for start in range(0, len(chosen), size):

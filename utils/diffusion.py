@@ -14,7 +14,8 @@ torch = lazy.module("torch")
 STRENGTH, STEPS, GUIDANCE = 0.8, 50, 5.0  # docs/algorithms.md#sampling; the original's diffusion_decoding.py
 FEATURE_SHARE = 320 / 512  # side of the image whose latent is decoded, as a share of the model's own size
 SCHEDULERS = ("ddim", "dpm", "unipc")
-VAE_PIXELS = 2 * 512 ** 2  # that the VAE takes at once: two pictures of 512 px, whatever the batch; memory stays the same
+# What the VAE takes at once: two pictures of 512 px, whatever the batch; memory stays the same.
+VAE_PIXELS = 2 * 512 ** 2
 DRAW_SAMPLE_NOISE = 1  # keeps the streams of random numbers of different draws of one item apart
 
 
@@ -79,7 +80,8 @@ class LatentDiffusion:
         return self.decode(latents)
 
     def _in_slices(self, compute, inputs, side):
-        """compute(inputs) of the VAE, a few items at a time, for pictures of `side` px; it is the same whatever the slice.
+        """compute(inputs) of the VAE, a few items at a time, for pictures of `side` px;
+        it is the same whatever the slice.
 
         An item whose result is NaN or infinite is computed again in float32, by itself, so that it does not depend on
         its neighbours either: Stable Diffusion's VAE can overflow float16. Raises Problem where that does not help.
@@ -95,8 +97,8 @@ class LatentDiffusion:
                 self.checkpoint.vae.to(self.dtype)
                 bad = ~torch.isfinite(made).flatten(1).all(1)
             if bad.any():
-                raise Problem(f"the VAE returned NaN or infinite numbers for {int(bad.sum())} of {len(part)} pictures, in float32 "
-                              "too", "check what it was given: decoded features, or the stimuli")
+                raise Problem(f"the VAE returned NaN or infinite numbers for {int(bad.sum())} of {len(part)} pictures, "
+                              "in float32 too", "check what it was given: decoded features, or the stimuli")
             found.append(made)
         return torch.cat(found)
 
@@ -119,7 +121,8 @@ class LatentDiffusion:
 
     def probe(self, extra_channels=0):
         """One guided step of one blank sample: what `memory.batch` tries."""
-        latents = torch.zeros(1, self.latent_channels + extra_channels, self.latent_side, self.latent_side, device=self.device)
+        latents = torch.zeros(1, self.latent_channels + extra_channels, self.latent_side, self.latent_side,
+                              device=self.device)
         text = torch.zeros(1, *self.text_shape, device=self.device)
         self.predict(latents, torch.tensor(0, device=self.device), text, text, GUIDANCE)
 
@@ -135,7 +138,8 @@ class LatentDiffusion:
 
     @lazy.inference_mode
     def embed(self, captions):
-        """n captions → (n, tokens, width) float32 embeddings (77×768 for SD 1.4). Long captions are cut, as CLIP does."""
+        """n captions → (n, tokens, width) float32 embeddings (77×768 for SD 1.4).
+        Long captions are cut, as CLIP does."""
         tokenizer = self.checkpoint.tokenizer
         tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
                            return_tensors="pt")
@@ -176,7 +180,8 @@ class LatentDiffusion:
         first = 0 if start is None else steps - min(int(steps * strength), steps)
         timesteps = plan.timesteps[first * plan.order:]
         if len(timesteps) == 0:
-            raise Problem(f"strength {strength} of {steps} steps leaves no step to run", "give a larger --strength or --steps")
+            raise Problem(f"strength {strength} of {steps} steps leaves no step to run",
+                          "give a larger --strength or --steps")
         if hasattr(plan, "set_begin_index"):
             plan.set_begin_index(first * plan.order)
         noise = noise.to(self.device)
@@ -184,7 +189,8 @@ class LatentDiffusion:
             self.encode(start), noise, timesteps[:1].repeat(len(noise)))
         empty = self.embed([""]).expand(len(noise), -1, -1)
         for timestep in tqdm(timesteps, desc="denoising", unit="step", leave=False, disable=not progress):
-            predicted = self.predict(plan.scale_model_input(latents, timestep), timestep, empty, conditioning, guidance, extra)
+            predicted = self.predict(plan.scale_model_input(latents, timestep), timestep, empty, conditioning, guidance,
+                                     extra)
             latents = plan.step(predicted, timestep, latents).prev_sample
         return self.decode_denoised(latents)
 
@@ -200,5 +206,6 @@ def enlarge(pixels, size):
 
 
 def depth_channel(depth, side):
-    """(n, 1, h, w) depth maps in [-1, 1] → (n, 1, side, side), as the depth model takes them; unchanged at 64 for SD 2."""
+    """(n, 1, h, w) depth maps in [-1, 1] → (n, 1, side, side), as the depth model takes them;
+    unchanged at 64 for SD 2."""
     return torch.nn.functional.interpolate(depth, (side, side), mode="bicubic", antialias=True).clamp(-1, 1)

@@ -36,7 +36,8 @@ def extract(args):
         parts.clear()
         if args.npy:
             _write_npy(folder, args.usefeat)
-    print(f"{run}: {computed} pictures × {len(args.usefeat)} features computed, {len(pictures) - computed} already there")
+    print(f"{run}: {computed} pictures × {len(args.usefeat)} features computed, {len(pictures) - computed} already "
+          "there")
 
 
 def _assemble(parts, names, networks):
@@ -50,13 +51,15 @@ def _load(paths):
 
 def _compute(args, run, pictures, judges, parts):
     """Write parts with the features that pictures lack; returns of how many pictures."""
-    there = {name: image_features.ImageFeatures(parts.run, name).pictures | parts.pictures(name) for name in args.usefeat}
+    there = {name: image_features.ImageFeatures(parts.run, name).pictures | parts.pictures(name)
+             for name in args.usefeat}
     lacking = {picture for picture in pictures if any(picture not in found for found in there.values())}
     # A batch with any feature missing is made whole: see diffusion_decoding.py.
     ordered = list(pictures)
     batches = [batch for start in range(0, len(ordered), args.batch_size)
                if lacking & set(batch := ordered[start:start + args.batch_size])]
-    with cli.progress(desc=f"features of {run}", total=len(pictures), initial=len(pictures) - len(lacking), unit="img") as bar:
+    with cli.progress(desc=f"features of {run}", total=len(pictures), initial=len(pictures) - len(lacking),
+                      unit="img") as bar:
         reading = images.prefetch(lambda batch: _load([pictures[picture] for picture in batch]), batches)
         for batch, loaded in reading:
             parts.write({name: new for name, found in judges(loaded).items()
@@ -67,7 +70,8 @@ def _compute(args, run, pictures, judges, parts):
 
 
 def _claim_networks(folder, wanted, overwrite):
-    """Say which networks judge and how they multiply, and return {role: identity} of those that ever did in this folder.
+    """Say which networks judge and how they multiply, and return
+    {role: identity} of those that ever did in this folder.
 
     Raises Problem if one is another than before; with overwrite the features it left are removed.
     """

@@ -54,7 +54,8 @@ def _table(args, ws, device):
         rows += evaluation_table.rows_of(run, path, args.seed)
     record = store.record(evaluation_table.SCRIPT, {"subject": args.subject, "seed": args.seed}, runs=runs,
                           absent=absent, simulated=figures.is_simulated(ws))
-    store.write_csv(ws.evaluation_result("evaluation", "csv"), evaluation_table.FIELDS, rows, evaluation_table.FORM, record)
+    store.write_csv(ws.evaluation_result("evaluation", "csv"), evaluation_table.FIELDS, rows, evaluation_table.FORM,
+                    record)
     return rows
 
 
@@ -68,7 +69,8 @@ def _captions(args, ws, device):
     if not rows:
         return "Decoded captions: none (decode_captions.py makes them).\n"
     record = store.record(evaluation_table.SCRIPT, {"subject": args.subject, "seed": args.seed}, read,
-                          network=models.identity("clip"), **models.arithmetic(device), simulated=figures.is_simulated(ws))
+                          network=models.identity("clip"), **models.arithmetic(device),
+                          simulated=figures.is_simulated(ws))
     store.write_csv(ws.evaluation_result("captions", "csv"), CAPTIONS, rows, evaluation_table.FORM, record)
     return captions_markdown(ws, rows)
 

@@ -26,7 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import cli, evaluators, figures, identification, image_features, images, layout, models, picture_metrics, stages, store
+from utils import cli, evaluators, figures, identification, image_features, images, layout, models, picture_metrics
+from utils import stages, store
 from utils.errors import Problem
 
 SCRIPT = "evaluate.py"

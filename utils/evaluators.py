@@ -54,7 +54,8 @@ class Evaluators:
             found |= network(self._normalised(pictures, **preprocessing))
         if self.clip:
             found |= self._clip(pictures)
-        return {name: features.finite(found[name].flatten(1), f"the network of {name}", "check its weights, then the pictures")
+        return {name: features.finite(found[name].flatten(1), f"the network of {name}",
+                                      "check its weights, then the pictures")
                 for name in found if name in self.names}
 
     def _normalised(self, pictures, image_size, mean, std):

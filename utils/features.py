@@ -32,14 +32,15 @@ def add_arguments(parser, dataset="nsd"):
 def add_images(parser):
     """Where the whole and the occluded images are, if not where the stages before leave them."""
     parser.add_argument("--stimuli_path", type=Path, metavar="HDF5",
-                        help="whole images: a file like nsd_stimuli.hdf5 (default: NSD_ROOT's, or its copy in --workdir)")
+                        help="whole images: a file like nsd_stimuli.hdf5 (default: NSD_ROOT's, or its copy in "
+                        "--workdir)")
     parser.add_argument("--occluded_path", type=Path, metavar="HDF5",
                         help="occluded images (default: nsd_stimuli_occluded.hdf5)")
     cli.add_occluded_dir(parser)
 
 
 def batch_size(args, device, auto, probe, sliced=None):
-    """Items a forward pass: --batch_size, or what `auto` says for the device; on a GPU as many of them as its memory holds.
+    """Items a forward pass: --batch_size, or what `auto` says for the device; on a GPU as many as its memory holds.
 
     probe, sliced: compute one item; see memory.batch.
     """
@@ -101,10 +102,10 @@ def extract(args, stimuli, attributes, role, feature, dtype, compute, batch, pre
     folder: of its shards, default nsdfeat/{feature}.
     """
     extract_all(args, stimuli, attributes, role, [feature], dtype, lambda *given: [compute(*given)], batch, prepare,
-                {feature: folder} if folder else {})
+                {feature: folder})
 
 
-def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, prepare=None, folders={}):
+def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, prepare=None, folders=None):
     """Compute features that come from one forward pass, for the stimuli that lack any, shard by shard, reading ahead.
 
     role: whose identity the shards record. names: of the features below nsdfeat/. compute(prepared, ids) → one
@@ -113,7 +114,7 @@ def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, p
     """
     attributes = attributes | models.identity(role) | {
         "dtype": models.dtype_name(dtype), "code_version": __version__}
-    shards = {name: store.Shards(folders.get(name) or layout.features(args.workdir, name)) for name in names}
+    shards = {name: store.Shards((folders or {}).get(name) or layout.features(args.workdir, name)) for name in names}
     ids = wanted(args, stimuli)
     for name, each in shards.items():
         if args.overwrite:
@@ -130,7 +131,8 @@ def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, p
             stimuli_of_part = [stimulus for block in part for stimulus in block]
             with contextlib.ExitStack() as alone:
                 for name in sorted(names):
-                    alone.enter_context(store.working(shards[name].folder, part[0][0] // SHARD, part[0][0] // SHARD + 1))
+                    alone.enter_context(store.working(shards[name].folder, part[0][0] // SHARD,
+                                                      part[0][0] // SHARD + 1))
                     shards[name].refresh()
                 made_meanwhile = not any(each.missing(stimuli_of_part) for each in shards.values())
                 held = []
@@ -184,7 +186,8 @@ def blip_captions(args):
     if not path.exists():
         raise Problem(f"{path} is missing", f"run {stage}, or leave --captions at coco")
     found = store.read_json(path)
-    if not all(stimulus.isdecimal() and isinstance(said, list) and said and all(isinstance(caption, str) for caption in said)
+    if not all(stimulus.isdecimal() and isinstance(said, list) and said
+               and all(isinstance(caption, str) for caption in said)
                for stimulus, said in found.items()):
         raise Problem(f"{path} does not hold captions by 73k id", f"run {stage} --overwrite")
     return {int(stimulus): said for stimulus, said in found.items()}

@@ -137,7 +137,8 @@ def reconstructions(ws, occluded, feature, count):
     if not runs:
         return None
     judged = next((run for run in runs if read_scores(ws, run.name, feature)), None)
-    common = sorted(set.intersection(*(set(_sampled(found[run.name])) for run in runs if run.kind == "result" or runs[0] == run)))
+    common = sorted(set.intersection(*(set(_sampled(found[run.name])) for run in runs
+                                       if run.kind == "result" or runs[0] == run)))
     if judged:
         scores = read_scores(ws, judged.name, feature)
         rows = by_rank({image: scores[image] for image in common if image in scores}, count)
@@ -176,7 +177,8 @@ def captions_and_depth(ws, dataset, count):
     if not decoded.exists() or not ws.captions_people().exists():
         return None
     told, said = (path.read_text(encoding="utf-8").splitlines() for path in (decoded, ws.captions_people()))
-    runs = [run for run in map(Run.of, ws.found_runs()) if run.kind == "result" and run.occluded == (dataset == "occluded")]
+    runs = [run for run in map(Run.of, ws.found_runs())
+            if run.kind == "result" and run.occluded == (dataset == "occluded")]
     found = {run.name: layout.found_images(ws.samples(run.name)) for run in runs}
     if not runs:
         return None
@@ -185,19 +187,22 @@ def captions_and_depth(ws, dataset, count):
     originals = found[runs[0].name]
     shown = ["org"] + (["occ"] if dataset == "occluded" else [])
     depth = [ws.depth_image(rows[0], dataset, control).exists() for control in (None, "true_features")]
-    titles = ["original", "shown"][:len(shown)] + ["decoded depth"] * depth[0] + ["depth of the true picture"] * depth[1]
+    titles = (["original", "shown"][:len(shown)] + ["decoded depth"] * depth[0]
+              + ["depth of the true picture"] * depth[1])
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(len(rows), len(titles), squeeze=False, figsize=(WIDTH, 0.5 + 0.95 * len(rows)))
         figure.subplots_adjust(left=0, right=0.95 * len(titles) / WIDTH, bottom=0, top=1 - 0.5 / figure.get_figheight(),
                                wspace=0.04, hspace=0.06)
         for row, image in zip(axes, rows):
             pictures = [originals[image].get(what) for what in shown]
-            pictures += [ws.depth_image(image, dataset, control) for control, there in zip((None, "true_features"), depth) if there]
+            pictures += [ws.depth_image(image, dataset, control)
+                         for control, there in zip((None, "true_features"), depth) if there]
             for axis, path in zip(row, pictures):
                 _picture(axis, path)
             text = (f"decoded: {told[image]}", f"true: {said[image]}")
             for line, y, colour in zip(text, (0.72, 0.3), (METHOD_COLOURS["text"], BLACK)):
-                row[-1].text(1.05, y, textwrap.fill(line, 50), transform=row[-1].transAxes, va="center", fontsize=7, color=colour)
+                row[-1].text(1.05, y, textwrap.fill(line, 50), transform=row[-1].transAxes, va="center", fontsize=7,
+                             color=colour)
         for axis, title in zip(axes[0], titles):
             axis.set_title(textwrap.fill(title, 14), fontsize=7, pad=3)
         what = "occluded images" if dataset == "occluded" else "whole images"
@@ -303,7 +308,8 @@ def identification_by_feature(ws):
     features = [name for name in layout.EVALUATION_FEATURES
                 if any(record["options"]["feature"] == name for record in found)]
     runs = sorted({record["options"]["run"] for record in found},
-                  key=lambda name: (["result", "recovery", "control"].index(Run.of(name).kind), _in_order(Run.of(name)), name))
+                  key=lambda name: (["result", "recovery", "control"].index(Run.of(name).kind), _in_order(Run.of(name)),
+                                    name))
     series = []
     for run in map(Run.of, runs):
         mine = {record["options"]["feature"]: record for record in found if record["options"]["run"] == run.name}

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils import cli, decoded, decoding, identification, layout, lazy, memory, reconstruction, regression, store, trials
+from utils import cli, decoded, decoding, identification, layout, lazy, memory, reconstruction, regression, store
+from utils import trials
 from utils.errors import Problem
 
 sklearn = lazy.module("sklearn")

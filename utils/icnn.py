@@ -283,7 +283,8 @@ def reconstruct(args):
                 if not lacking(batch):
                     continue
                 targets = {layer: torch.from_numpy(np.stack([
-                    read_mat(ws.gan_features(layer, i, *own), shapes[layer], made_by) for i in batch])) for layer in LAYERS}
+                    read_mat(ws.gan_features(layer, i, *own), shapes[layer], made_by) for i in batch]))
+                    for layer in LAYERS}
                 if scale:
                     targets = {layer: shifted_and_scaled(target, scale[layer]) for layer, target in targets.items()}
                 start = initial_features(args.seed, batch, len(generator.bound))

@@ -1,4 +1,5 @@
-"""Features of a run's pictures: one HDF5 file per feature (docs/artifacts.md), or the original pipeline's `.npy` per picture.
+"""Features of a run's pictures: one HDF5 file per feature (docs/artifacts.md),
+or the original pipeline's `.npy` per picture.
 
 `originals/images` (n,) and `originals/features` (n, dims); `samples/images` (m,), `samples/repeats` (m,) and
 `samples/features` (m, dims), float32, in order of image and repeat. Float32 is kept: correlations are compared to nine
@@ -53,7 +54,8 @@ def _rows(file, group=""):
     for kind in ("originals", "samples"):
         name = f"{group}{kind}"
         images = file.dataset(f"{name}/images", "iu", 1).whole().tolist()
-        whats = file.dataset(f"{name}/repeats", "iu", 1).whole().tolist() if kind == "samples" else [ORIGINAL] * len(images)
+        whats = (file.dataset(f"{name}/repeats", "iu", 1).whole().tolist() if kind == "samples"
+                 else [ORIGINAL] * len(images))
         features = file.dataset(f"{name}/features", "fiu", 2)
         if not len(images) == len(whats) == len(features):
             file.refuse(f"has not one row of {name}/features a picture")
@@ -104,7 +106,8 @@ class Parts:
         """One batch. features: {feature: {picture: (dims,)}}."""
         number = 1 + max((int(path.stem) for path in self.found()), default=-1)
         size = sum(vector.nbytes for each in features.values() for vector in each.values())
-        with store.atomic(layout.image_features_part(self.run, number)) as temporary, store.new_h5(temporary, size) as file:
+        with (store.atomic(layout.image_features_part(self.run, number)) as temporary,
+              store.new_h5(temporary, size) as file):
             for feature, vectors in features.items():
                 pictures = sorted(vectors, key=order)
                 _create(file.create_group(feature), pictures, len(vectors[pictures[0]]))
@@ -141,7 +144,8 @@ class Parts:
                 for picture, read in itertools.chain(kept, self._each(feature)):
                     vector = read()
                     if vector.size != first.size:
-                        raise Problem(f"{self.run} holds {feature} features of {first.size} and of {vector.size} numbers",
+                        raise Problem(f"{self.run} holds {feature} features of {first.size} and of {vector.size} "
+                                      "numbers",
                                       "run img2feat_decoded.py with --overwrite")
                     group, row = places[picture]
                     file[f"{group}/features"][row] = vector

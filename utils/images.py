@@ -15,8 +15,8 @@ SAMPLE_SIZE = 512  # px; every reconstruction is saved at Stable Diffusion's siz
 READERS = 4
 LARGEST = 8192  # px a side of a picture that is read; samples have 512
 ORIENTATION = ExifTags.Base.Orientation
-FAULTS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError, MemoryError,
-          RuntimeError, struct.error, zlib.error, Image.DecompressionBombError)
+FAULTS = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError,
+          MemoryError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 def resize(image, size, resample=Image.Resampling.LANCZOS):
@@ -33,7 +33,8 @@ def to_network(images, size):
 
 
 def to_processor(images, size, processor):
-    """(n, H, W, 3) uint8 → (n, 3, size, size) float32, resized and normalised as a transformers image processor says."""
+    """(n, H, W, 3) uint8 → (n, 3, size, size) float32, resized and normalised as a transformers image processor
+    says."""
     resample = Image.Resampling(int(processor.resample))
     resized = np.stack([resize(image, size, resample) for image in images])
     mean, sd = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))

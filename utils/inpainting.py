@@ -1,7 +1,7 @@
 """What a diffusion model makes up behind an occluder when no brain tells it: the no-brain control of completion.
 
-The visible latents are kept at every step at the noise level of that step, the hidden ones are free (Lugmayr et al. 2022,
-RePaint, without its resampling).
+The visible latents are kept at every step at the noise level of that step, the hidden ones are free (Lugmayr et al.
+2022, RePaint, without its resampling).
 """
 import numpy as np
 
@@ -15,9 +15,9 @@ def inpaint(model, shown, hidden, noise, conditioning=None, *, steps=20, guidanc
     """(n, s, s, 3) uint8: the pictures with their hidden part made up.
 
     model: a `diffusion.LatentDiffusion`. shown (n, H, W, 3) uint8, hidden (n, H, W) bool. noise (n, 4, h, w), see
-    `diffusion.sample_noise`. conditioning (n, tokens, width), or None for the embedding of "" without guidance. The hidden
-    part is filled with the visible part's mean colour before the encoder sees it, so that the occluder's own colour does
-    not bleed into its surroundings.
+    `diffusion.sample_noise`. conditioning (n, tokens, width), or None for the embedding of "" without guidance. The
+    hidden part is filled with the visible part's mean colour before the encoder sees it, so that the occluder's own
+    colour does not bleed into its surroundings.
     """
     filled = shown.copy()
     for picture, mask in zip(filled, hidden):

@@ -71,7 +71,8 @@ class Workspace:
         return self.mrifeat / f"{self.subject}_stims_ave_test.npy"
 
     def train_index(self, average=False):
-        """(trials,) or with average (stimuli,) float64, aligned with stims or stims_ave: 1 where it trains, 0 where it tests.
+        """(trials,) or with average (stimuli,) float64, aligned with stims or stims_ave:
+        1 where it trains, 0 where it tests.
 
         The original pipeline's file, whose one name holds whichever of the two was asked for last.
         """
@@ -136,7 +137,8 @@ class Workspace:
         return self.depth_folder(dataset, control, image=True) / f"{index:06}.png"
 
     def gan_features(self, layer, index, dataset="nsd", control=None):
-        """Decoded features of one VGG19 layer and test image, for the inversion; key `feat`, (1, C, H, W) or (1, units)."""
+        """Decoded features of one VGG19 layer and test image, for the inversion;
+        key `feat`, (1, C, H, W) or (1, units)."""
         return self._gan("gan_mod", layer, dataset, control) / f"VGG19-{layer}-{self.subject}-streams-{index:06}.mat"
 
     def gan_image(self, index, dataset="nsd", control=None):
@@ -145,7 +147,8 @@ class Workspace:
                 / f"recon_image_normalized-VGG19-fc8-{self.subject}-streams-{index:06}.tiff")
 
     def gan_pixels(self, index, dataset="nsd", control=None):
-        """The same as numbers: key `recon_image`, (h, w, 3) float32 RGB before its levels are set, and `recon_image_norm`."""
+        """The same as numbers: key `recon_image`, (h, w, 3) float32 RGB before its levels are set,
+        and `recon_image_norm`."""
         return (self._gan("gan_recon_img", "all_layers", dataset, control)
                 / f"recon_image-VGG19-fc8-{self.subject}-streams-{index:06}.mat")
 
@@ -178,7 +181,8 @@ class Workspace:
         return sorted(self.decoded.glob(f"{self.subject}_*_scores_*.json"))
 
     def found_per_image_scores(self):
-        """Sidecars of the identification results that are there, in order of name; those in scores/ before older ones."""
+        """Sidecars of the identification results that are there, in order of name;
+        those in scores/ before older ones."""
         found = {path.name: path for folder in (self.workdir, self.workdir / "scores")
                  for path in folder.glob(f"per_image_scores_{self.subject}_*.json")}
         return [found[name] for name in sorted(found)]
@@ -238,13 +242,16 @@ class Workspace:
 
     @property
     def report(self):
-        """The one self-contained page that make_report.py writes; `report.json` beside it says what it was made from."""
+        """The one self-contained page that make_report.py writes;
+        `report.json` beside it says what it was made from."""
         return self.workdir / "report" / self.subject / "report.html"
 
     def found_records(self):
-        """The JSON files that say what made decoded features, captions, reconstructions and completion, in order of name."""
+        """The JSON files that say what made decoded features, captions, reconstructions and completion,
+        in order of name."""
         found = [manifest(self.samples(run)) for run in self.found_runs()]
-        found += [*self.found_scores(), *self.decoded.glob("captions/*.json"), *self.completion.glob(f"{self.subject}_*.json")]
+        found += [*self.found_scores(), *self.decoded.glob("captions/*.json"),
+                  *self.completion.glob(f"{self.subject}_*.json")]
         found.append(self.evaluation_result("evaluation", "json"))
         return sorted(path for path in found if path.exists())
 
@@ -404,7 +411,8 @@ def sidecar(path):
 
 
 def plain_files(folder):
-    """The artifacts in a folder: its files but the manifest and the hidden ones, which are locks and unfinished files."""
+    """The artifacts in a folder: its files but the manifest and the hidden ones,
+    which are locks and unfinished files."""
     return sorted(path for path in Path(folder).iterdir()
                   if path.is_file() and path != manifest(folder) and not path.name.startswith("."))
 

@@ -51,7 +51,8 @@ def alone(folder, name, wait=True, said="waiting for another process that makes 
                 break
         if not wait:
             raise Held(barring)
-        soft = _kind(folder) is filelock.SoftFileLock  # of a process on another machine it is not known whether it lives
+        # Of a process on another machine it is not known whether it lives.
+        soft = _kind(folder) is filelock.SoftFileLock
         _tell((folder, said), f"{said} (should none be running any more: delete {barring})" if soft else said)
         time.sleep(POLL)
     try:

@@ -12,9 +12,9 @@ torch = lazy.module("torch")
 
 SHARE = 0.85  # of the free memory that is planned with; the rest is for what fragmentation and other libraries take
 
-# Bytes a number of the Gram matrix, (voxels, voxels) or, for fewer trials than voxels, (trials, trials), while a ridge is
-# fitted. The peak is at the eigenvectors of the last fold, in float64: the matrix, the fold's own, its eigenvectors and
-# cuSOLVER's workspace of twice that; in single precision the factors of six folds.
+# Bytes a number of the Gram matrix, (voxels, voxels) or, for fewer trials than voxels, (trials, trials), while a ridge
+# is fitted. The peak is at the eigenvectors of the last fold, in float64: the matrix, the fold's own, its eigenvectors
+# and cuSOLVER's workspace of twice that; in single precision the factors of six folds.
 RIDGE_BYTES = 5 * 8 + 6 * 4
 RIDGE_TRIAL_BYTES = 2 * 4  # a number of the voxels: held-out trials and sums over stimuli, in single precision
 RIDGE_REST = 1 << 30  # blocks of targets and voxels, and the linear-algebra libraries themselves
@@ -28,11 +28,11 @@ def free(device):
 
 
 def batch(device, auto, probe, sliced=None):
-    """Items a forward pass: auto[device.type]; on a CUDA device at most that, the largest power of two that its memory holds.
+    """Items a forward pass: auto[device.type]; on a CUDA device the largest power of two up to that which it can hold.
 
-    probe: runs the computation for one item. sliced: (another, of one item; the most that it ever takes at once), as the VAE
-    has. A power of two, so that a little more or less free memory changes nothing. Says the number where memory sets it; 1 is
-    tried even where one item seems too large.
+    probe: runs the computation for one item. sliced: (another, of one item; the most that it ever takes at once), as
+    the VAE has. A power of two, so that a little more or less free memory changes nothing. Says the number where memory
+    sets it; 1 is tried even where one item seems too large.
     """
     most = auto[device.type]
     if device.type != "cuda":
@@ -70,6 +70,6 @@ def ridge_device(device, n_trials, n_voxels):
     needed, room = ridge_bytes(n_trials, n_voxels), free(device)
     if needed <= room:
         return device
-    cli.say(f"ridge of {n_trials:,} trials × {n_voxels:,} voxels on the CPU: it takes {needed / 2 ** 30:.1f} GiB, the card has "
-            f"{room / 2 ** 30:.1f} free")
+    cli.say(f"ridge of {n_trials:,} trials × {n_voxels:,} voxels on the CPU: it takes {needed / 2 ** 30:.1f} GiB, the "
+            f"card has {room / 2 ** 30:.1f} free")
     return torch.device("cpu")

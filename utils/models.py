@@ -11,13 +11,15 @@ from huggingface_hub.errors import HTTPError  # of whichever client the hub uses
 from safetensors import SafetensorError
 
 from utils import checkpoints, lazy
-from utils.checkpoints import TINY, choice, identity, name, simulated, source  # noqa: F401 (of a role, for whoever loads one)
+# Of a role, for whoever loads one.
+from utils.checkpoints import TINY, choice, identity, name, simulated, source  # noqa: F401
 from utils.errors import Problem
 
 torch = lazy.module("torch")
 safetensors_torch = lazy.module("safetensors.torch")
 
-# The original pipeline feeds 299 px to Inception and AlexNet alike (img2feat_decoded.py); the mean and sd are ImageNet's.
+# The original pipeline feeds 299 px to Inception and AlexNet alike (img2feat_decoded.py); the mean and sd are
+# ImageNet's.
 IMAGENET = {"image_size": 299, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 # The networks of evaluate.py's distances: torchvision's architecture, and the size in px of MindEye's evaluation.
@@ -28,13 +30,15 @@ UNREAD = {"DPTForDepthEstimation": "neck.fusion_stage.layers.0.residual_layer1."
 NAMED = 8  # at most so many of a checkpoint's missing weights are named in a message
 SWAV_URL = "https://dl.fbaipublicfiles.com/deepcluster/swav_800ep_pretrain.pth.tar"  # as SwAV's hubconf.py names it
 
-UNTRAINED = {"inception": {"transform_input": True, "init_weights": False}, "alexnet": {}}  # as torchvision builds what it loads into
+# As torchvision builds what it loads into.
+UNTRAINED = {"inception": {"transform_input": True, "init_weights": False}, "alexnet": {}}
 UNREADABLE = (OSError, HTTPError, RuntimeError, AttributeError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 def cpu_has_bfloat16():
     """True if the processor multiplies bfloat16 matrices natively; elsewhere bfloat16 is emulated and slow."""
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # private: where it is gone, float32 serves
+    # Private: where it is gone, float32 serves.
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and supported is not None and supported()
 
 
@@ -53,7 +57,8 @@ def dtype_name(dtype):
 
 
 def arithmetic(device):
-    """How a GPU multiplies float32, for the record: "ieee", or "tf32" (10 bits). Nothing for a CPU, which has one way."""
+    """How a GPU multiplies float32, for the record: "ieee", or "tf32" (10 bits).
+    Nothing for a CPU, which has one way."""
     return {"float32": torch.backends.cudnn.conv.fp32_precision} if device.type == "cuda" else {}
 
 
@@ -78,7 +83,8 @@ def _network(cls, role, device, dtype, **options):
     where = checkpoints.folder(role, options.get("subfolder", "")) / options.get("subfolder", "")
     files = checkpoints.weights([path.name for path in where.glob("*")])
     if not files:
-        raise Problem(f"cannot load the {role} model: {where} holds no weights", "put model.safetensors there, or pytorch_model.bin")
+        raise Problem(f"cannot load the {role} model: {where} holds no weights",
+                      "put model.safetensors there, or pytorch_model.bin")
     pickled = ".bin" in files[0]
     if pickled:
         checkpoints.check_unpickler(where / files[0])
@@ -86,7 +92,8 @@ def _network(cls, role, device, dtype, **options):
     lacking = sorted(key for key in loaded["missing_keys"] if not key.startswith(UNREAD.get(cls.__name__, "/")))
     if lacking:
         more = f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
-        raise Problem(f"the {role} checkpoint {where} lacks {len(lacking)} weights of {cls.__name__}: {', '.join(lacking[:NAMED])}{more}",
+        raise Problem(f"the {role} checkpoint {where} lacks {len(lacking)} weights of {cls.__name__}: "
+                      f"{', '.join(lacking[:NAMED])}{more}",
                       "fetch it anew; it would run with random numbers in their place")
     return model.eval().requires_grad_(False).to(device=device, dtype=dtype)
 
@@ -177,7 +184,8 @@ def classifier(role, device):
             network, preprocessing = torchvision.models.get_model(name, **UNTRAINED[role]), IMAGENET
             network.load_state_dict(state)
         except UNREADABLE as error:
-            raise Problem(f"cannot load the {role} weights of {where}: {error}", "check the network, or torch's cache") from error
+            raise Problem(f"cannot load the {role} weights of {where}: {error}",
+                          "check the network, or torch's cache") from error
     return network.eval().requires_grad_(False).to(device), preprocessing
 
 
@@ -204,7 +212,8 @@ def _distance_network(role, where):
         raise Problem(f"cannot load the {role} weights from {where}: {error}",
                       "check the file, or the network for a hub") from error
     if body := [key for key in lacking if not key.startswith(("fc.", "classifier."))]:
-        raise Problem(f"the {role} weights in {where} lack {len(body)} tensors of {architecture} (the first is {body[0]})",
+        raise Problem(f"the {role} weights in {where} lack {len(body)} tensors of {architecture} (the first is "
+                      f"{body[0]})",
                       "give a state dict under torchvision's names")
     return network
 
@@ -217,15 +226,18 @@ def _torchvision_state(architecture, weights):
 
 
 def _downloaded(url, check_hash=False):
-    """The state dict of a URL, from torch's cache where it is there; never unpickled. HF_HUB_OFFLINE holds for it too."""
+    """The state dict of a URL, from torch's cache where it is there; never unpickled.
+    HF_HUB_OFFLINE holds for it too."""
     from huggingface_hub import constants
 
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if constants.HF_HUB_OFFLINE and not cached.exists():
-        raise Problem(f"HF_HUB_OFFLINE is set and {cached} is missing", f"fetch {url}, or set NSD_MODELS to tiny or a folder")
+        raise Problem(f"HF_HUB_OFFLINE is set and {cached} is missing",
+                      f"fetch {url}, or set NSD_MODELS to tiny or a folder")
     checkpoints.check_unpickler(url)
     # torchvision's own get_state_dict would unpickle.
-    return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, progress=False, check_hash=check_hash)
+    return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, progress=False,
+                                              check_hash=check_hash)
 
 
 def _state_dict(folder):
@@ -277,7 +289,8 @@ def _cookbook(role, files):
     if not isinstance(where, Path):
         raise Problem(f"no hub carries the {role} of Kamitani Lab's cookbook",
                       f"take {' and '.join(map(str, files))} from figshare (by KamitaniLab/"
-                      f"brain-decoding-cookbook-public, data/), put them into FOLDER/{role}/ and set NSD_MODELS=FOLDER, or set NSD_MODELS=tiny")
+                      f"brain-decoding-cookbook-public, data/), put them into FOLDER/{role}/ and set "
+                      "NSD_MODELS=FOLDER, or set NSD_MODELS=tiny")
     return where
 
 

@@ -580,7 +580,8 @@ def captions_of(found, stimuli):
 
 
 def stimuli_place(root, workdir):
-    """Where NSD's images are read from: in place for a local root, else the copy that img2feat_sd.py keeps in `workdir`."""
+    """Where NSD's images are read from: in place for a local root,
+    else the copy that img2feat_sd.py keeps in `workdir`."""
     return root.path(STIMULI_KEY) if root.local else layout.stimuli(workdir)
 
 
@@ -606,7 +607,8 @@ class Stimuli:
             self._images = self._file.dataset("imgBrick", "biufc")
             self.shape, dtype = self._images.shape, self._images.dtype
             if dtype != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3 or 0 in self.shape:
-                raise Problem(f"imgBrick of {path} is {dtype} {self.shape}, not uint8 (n, H, W, 3)", "get the file again")
+                raise Problem(f"imgBrick of {path} is {dtype} {self.shape}, not uint8 (n, H, W, 3)",
+                              "get the file again")
             self.count, self._rows = self.shape[0], None
             if "stim_ids" in self._file:
                 ids = self._file.dataset("stim_ids", "iu").ids()

@@ -1,9 +1,10 @@
-"""Sessions of occluded viewing, simulated or real, beside NSD's keys (docs/amodal_completion.md says how to bring one's own).
+"""Sessions of occluded viewing, simulated or real, beside NSD's keys
+(docs/amodal_completion.md says how to bring one's own).
 
 occluded_viewing/
     dataset_description.json, README
-    {subject}/{subject}_task-occluded_events.tsv     a row a trial: onset, duration, trial_type, stim_id (0-based 73k id),
-                                                     occluder, mask_id, gaze_x, gaze_y (degrees)
+    {subject}/{subject}_task-occluded_events.tsv     a row a trial: onset, duration, trial_type, stim_id (0-based 73k
+                                                     id), occluder, mask_id, gaze_x, gaze_y (degrees)
     {subject}/{subject}_task-occluded_betas.nii.gz   int16 × 300, (x, y, z, trials), on the grid of NSD's func1pt8mm
     stimuli/shown.hdf5                               imgBrick, stim_ids, mask_ids; masks/{mask_id} (H, W) bool
     stimuli/objects.hdf5                             optional annotation: labels, stim_ids, area, kinds
@@ -36,7 +37,8 @@ def betas_key(subject):
 
 @dataclass(frozen=True)
 class Events:
-    """Trials in scan order. stimuli (trials,) int64 0-based 73k ids; masks, occluders (trials,) str; whole (trials,) bool."""
+    """Trials in scan order. stimuli (trials,) int64 0-based 73k ids; masks, occluders (trials,) str;
+    whole (trials,) bool."""
 
     stimuli: np.ndarray
     masks: np.ndarray
@@ -53,12 +55,14 @@ def events(root, subject):
     rows = nsd.table(root.read(events_key(subject)), "\t", name, "write it as UTF-8, tab-separated")
     missing = [column for column in NEEDED if not rows or rows[0].get(column) is None]
     if missing:
-        raise Problem(f"{name} has no {'column ' + ' '.join(missing) if rows else 'trial'}", f"it needs {' '.join(NEEDED)}")
+        raise Problem(f"{name} has no {'column ' + ' '.join(missing) if rows else 'trial'}",
+                      f"it needs {' '.join(NEEDED)}")
     stimuli = np.array([_checked(row, f"line {line} of {name}") for line, row in enumerate(rows, start=2)], np.int64)
     whole = np.array([row["trial_type"] == "whole" for row in rows])
     if whole.all():
         raise Problem(f"{name} has no occluded trial", "trial_type of such a trial is occluded")
-    return Events(stimuli, np.array([row["mask_id"] for row in rows]), np.array([row["occluder"] for row in rows]), whole)
+    return Events(stimuli, np.array([row["mask_id"] for row in rows]), np.array([row["occluder"] for row in rows]),
+                  whole)
 
 
 def _checked(row, where):
@@ -94,7 +98,8 @@ def truth(root):
     try:
         return {roi: float(share) for roi, share in json.loads(root.read(TRUTH_KEY))["completion"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Problem(f"{root.name(TRUTH_KEY)} is not what mini_nsd wrote ({error})", "build the simulated data set again") from error
+        raise Problem(f"{root.name(TRUTH_KEY)} is not what mini_nsd wrote ({error})",
+                      "build the simulated data set again") from error
 
 
 def fetch(root, key, workdir):
@@ -129,12 +134,14 @@ def views(path, events, stimuli):
         brick, index = indexed(file, pairs)
         shown = small([brick[index[pair]] for pair in pairs])
         masks = {mask: sampled(_mask(file, mask, brick.shape[1:3])) for mask in sorted({mask for _, mask in pairs})}
-    return completion.Views(np.array([position[stimulus] for stimulus, _ in pairs]), np.array([mask for _, mask in pairs]),
+    return completion.Views(np.array([position[stimulus] for stimulus, _ in pairs]),
+                            np.array([mask for _, mask in pairs]),
                             np.stack([masks[mask] for _, mask in pairs]), shown), pairs
 
 
 def pictures(path, pairs):
-    """((n, H, W, 3) uint8, (n, H, W) bool): what was shown for [(stimulus, mask)] and what it hid, at their own size."""
+    """((n, H, W, 3) uint8, (n, H, W) bool): what was shown for [(stimulus, mask)] and what it hid,
+    at their own size."""
     with open_file(path) as file:
         brick, index = indexed(file, pairs)
         return (np.stack([brick[index[pair]] for pair in pairs]),
@@ -147,7 +154,8 @@ def indexed(file, pairs=()):
     ids, names = file.dataset("stim_ids", "iu", 1).whole(), file.dataset("mask_ids", "OSU", 1).whole()
     index = {(int(stimulus), text(mask)): row for row, (stimulus, mask) in enumerate(zip(ids, names))}
     if brick.dtype != np.uint8 or brick.shape[3] != 3 or not len(brick) == len(ids) == len(names) == len(index):
-        file.refuse("has not one stim_id and mask_id, together different, for each picture of imgBrick (n, H, W, 3) uint8")
+        file.refuse("has not one stim_id and mask_id, together different, for each picture of imgBrick (n, H, W, 3) "
+                    "uint8")
     lacking = [pair for pair in pairs if pair not in index]
     if lacking:
         stimulus, mask = lacking[0]
@@ -190,10 +198,11 @@ class Annotation:
             self._labels = file.dataset("labels", "i", 3).whole()
             self._area, self._kinds = file.dataset("area", "f", 2).whole(), file.dataset("kinds", "biuf", 3).whole()
             self.categories = [str(name) for name in np.atleast_1d(file.attributes().get("categories", ()))]
-            shapes = (len(ids), *(completion.SMALL,) * 2), (len(ids), *self._kinds.shape[1:2]), (*self._area.shape, len(self.categories))
+            shapes = ((len(ids), *(completion.SMALL,) * 2), (len(ids), *self._kinds.shape[1:2]),
+                      (*self._area.shape, len(self.categories)))
             if (self._labels.shape, self._area.shape, self._kinds.shape) != shapes or not all(self._kinds.shape):
-                file.refuse(f"has labels {self._labels.shape}, area {self._area.shape}, kinds {self._kinds.shape} of {len(ids)} "
-                            f"stimuli and {len(self.categories)} categories")
+                file.refuse(f"has labels {self._labels.shape}, area {self._area.shape}, kinds {self._kinds.shape} of "
+                            f"{len(ids)} stimuli and {len(self.categories)} categories")
             there = ~np.isnan(self._area)
             count = there.sum(1)
             if (there != (np.arange(there.shape[1]) < count[:, None])).any() or not (self._area[there] > 0).all() \

@@ -141,7 +141,8 @@ def _occlude(stimuli, ids, options):
         some = ids[start:start + READ_IMAGES]
         for index, image in zip(some, stimuli.read(some)):
             if options.get("image_size") is not None:
-                image = np.asarray(Image.fromarray(image).resize((options["image_size"],) * 2, Image.Resampling.LANCZOS))
+                image = np.asarray(Image.fromarray(image).resize((options["image_size"],) * 2,
+                                                                 Image.Resampling.LANCZOS))
             hidden = mask(options["kind"], options["ratio"], options["place"], options["seed"], index, image.shape[:2])
             yield index, apply(image, hidden, options["fill"], options["seed"], index), hidden
 
@@ -271,8 +272,10 @@ class OccludedStimuli(nsd.Stimuli):
         super().__init__(path)
         try:
             self._masks = self._file.dataset("mask", "biuf") if "mask" in self._file else None
-            if self._rows is None or self._masks is None or (self._masks.dtype, self._masks.shape) != (bool, self.shape[:3]):
-                raise Problem(f"{path} has no stim_ids or no mask (n, H, W)", "make it with generate_occluded_images.py")
+            if (self._rows is None or self._masks is None
+                    or (self._masks.dtype, self._masks.shape) != (bool, self.shape[:3])):
+                raise Problem(f"{path} has no stim_ids or no mask (n, H, W)",
+                              "make it with generate_occluded_images.py")
             self.settings = {key: _plain(value) for key, value in sorted(self._file.attributes().items())}
         except Problem:
             self.close()
@@ -286,7 +289,8 @@ class OccludedStimuli(nsd.Stimuli):
 
 
 class OccludedPictures:
-    """A folder of occluded images, `{73k id:06}.png` as `write_pngs` wrote them or `.jpg`; as OccludedStimuli, without masks.
+    """A folder of occluded images, `{73k id:06}.png` as `write_pngs` wrote them or `.jpg`;
+    as OccludedStimuli, without masks.
 
     settings: as of the same images in an HDF5 file; where no record in the folder says what occluded them, a digest of
     the first pictures stands for it. Raises Problem for a folder without pictures and for one id in two files.

@@ -1,7 +1,7 @@
 """Single-precision matrix products on a CPU by the faster of two libraries.
 
-PyTorch's own @ takes MKL, of half oneDNN's rate on a processor that is not Intel's (`benchmarks/ridge.py` prints both). The
-operator that reaches oneDNN is private to PyTorch: where it is gone, or oneDNN is, @ serves.
+PyTorch's own @ takes MKL, of half oneDNN's rate on a processor that is not Intel's (`benchmarks/ridge.py` prints both).
+The operator that reaches oneDNN is private to PyTorch: where it is gone, or oneDNN is, @ serves.
 """
 import functools
 

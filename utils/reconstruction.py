@@ -1,8 +1,8 @@
 """From decoded features to images: what diffusion_decoding.py and its twin do around the diffusion model."""
 import numpy as np
 
-from utils import captioning, cli, decoded, depth, diffusion, features, images, layout, lazy, models, nsd, occlusion, s3, store
-from utils import trials
+from utils import captioning, cli, decoded, depth, diffusion, features, images, layout, lazy, models, nsd, occlusion, s3
+from utils import store, trials
 from utils.errors import Problem
 
 torch = lazy.module("torch")
@@ -27,7 +27,8 @@ class Inputs:
         self.count = len(trials.test_stimuli(ws))
         self.own = (args.dataset, decoded.suffix(args))
         starts, told = args.conditioning != "c", args.conditioning != "z"
-        self.latents = self._feature("init_latent", model.latent_shape) if starts and START[method] == "latent" else None
+        self.latents = (self._feature("init_latent", model.latent_shape) if starts and START[method] == "latent"
+                        else None)
         self.c = self._feature("c", model.text_shape) if told and TEXT[method] == "c" else None
         self.captions = self._captions() if told and TEXT[method] == "captions" else None
         self.pictures = starts and START[method] == "picture"
@@ -39,7 +40,8 @@ class Inputs:
 
     def _feature(self, name, shape):
         source = decoded.of_rois(self.args, getattr(self.args, f"roi_{name}"))
-        found, path = decoded.read(source, self.ws, layout.of_dataset(name, self.args.dataset), shape, models.identity("sd"))
+        found, path = decoded.read(source, self.ws, layout.of_dataset(name, self.args.dataset), shape,
+                                   models.identity("sd"))
         self.paths.append(path)
         if len(found) != self.count:
             raise Problem(f"{path} is of {len(found)} images, the subject has {self.count} test images",
@@ -81,7 +83,8 @@ class Inputs:
         maps = [store.read_npy(self._made(self.ws.depth(row, *self.own))) for row in rows]
         for row, found in zip(rows, maps):
             if found.shape != (1, 1, depth.SIZE, depth.SIZE) or not (np.abs(found) <= 1).all():
-                raise Problem(f"{self.ws.depth(row, *self.own)} is no depth map in [-1, 1]", "run dptemb2dpt.py --overwrite")
+                raise Problem(f"{self.ws.depth(row, *self.own)} is no depth map in [-1, 1]",
+                              "run dptemb2dpt.py --overwrite")
         maps = np.concatenate(maps).astype(np.float32, copy=False)
         return diffusion.depth_channel(torch.from_numpy(maps), self.model.latent_side)
 
@@ -96,7 +99,8 @@ def _finite(found, rows):
     chosen = found[rows]
     bad = ~np.isfinite(chosen).all(axis=tuple(range(1, chosen.ndim)))
     if bad.any():
-        raise Problem(f"the decoded features of test image {rows[int(np.argmax(bad))]} are not finite", "run ridge.py --overwrite")
+        raise Problem(f"the decoded features of test image {rows[int(np.argmax(bad))]} are not finite",
+                      "run ridge.py --overwrite")
     return chosen
 
 
@@ -122,7 +126,8 @@ def add_arguments(parser, dataset):
     parser.add_argument("--steps", type=int, default=diffusion.STEPS, help="steps of the whole schedule (default: 50)")
     parser.add_argument("--strength", type=float, default=diffusion.STRENGTH,
                         help="share of the schedule that the start image is noised to (default: 0.8)")
-    parser.add_argument("--guidance", type=float, default=diffusion.GUIDANCE, help="classifier-free guidance (default: 5)")
+    parser.add_argument("--guidance", type=float, default=diffusion.GUIDANCE,
+                        help="classifier-free guidance (default: 5)")
 
 
 def reconstruct(args):
@@ -161,7 +166,8 @@ def reconstruct(args):
 def check(args):
     """Raises Problem for settings that no run can have."""
     if args.conditioning != "zc" and args.method not in ("latent", "cvpr"):
-        raise Problem(f"--conditioning {args.conditioning} with --method {args.method}", "the ablation is of the cvpr method")
+        raise Problem(f"--conditioning {args.conditioning} with --method {args.method}",
+                      "the ablation is of the cvpr method")
     if args.n_samples < 1 or args.steps < 1:
         raise Problem("--n_samples and --steps must be at least 1", "give a positive number")
     if not 0 < args.strength <= 1:
@@ -186,20 +192,24 @@ def record(args, method, inputs, role, dtype):
 
 
 def check_precision(folder, args, dtype):
-    """Raises Problem where a run's images were made in another precision than --precision means here, or none knows in which."""
+    """Raises Problem where a run's images were made in another precision than --precision means here,
+    or none knows in which."""
     if args.overwrite or not layout.manifest(folder).exists():
         return
     found = store.read_json(layout.manifest(folder)).get("options", {}).get("precision")
     if found == "auto":
-        raise Problem(f"{folder} was made with --precision auto by an earlier version, which did not record what that came to",
+        raise Problem(f"{folder} was made with --precision auto by an earlier version, which did not record what that "
+                      "came to",
                       "pass --overwrite to make it again, or use another --workdir")
     if found not in (None, models.dtype_name(dtype)):
-        raise Problem(f"{folder} was made in {found}, and --precision {args.precision} is {models.dtype_name(dtype)} here",
+        raise Problem(f"{folder} was made in {found}, and --precision {args.precision} is {models.dtype_name(dtype)} "
+                      "here",
                       f"give --precision {found} to go on with it, or --overwrite to make it again")
 
 
 def options(args):
-    """The options that make a run's images what they are; --precision auto is none, but what it comes to on a device is."""
+    """The options that make a run's images what they are; --precision auto is none,
+    but what it comes to on a device is."""
     return {name: getattr(args, name) for name in (
         "dataset", "conditioning", "true_features", "shuffle_trials", "seed", "scheduler", "steps", "strength",
         "guidance", "precision") if (name, getattr(args, name)) != ("precision", "auto")}

@@ -241,8 +241,8 @@ class Decoder:
             yield rows, self._standardised(self._raw[rows])
 
     def _full_gram(self):
-        """G (voxels, voxels) of all trials. On a CPU that of each fold's training trials is kept until it is factorised; a
-        GPU's memory holds one at a time, and `_training_gram` makes it again."""
+        """G (voxels, voxels) of all trials. On a CPU that of each fold's training trials is kept until it is
+        factorised; a GPU's memory holds one at a time, and `_training_gram` makes it again."""
         kept = self.device.type == "cpu"
         own = [self._gram_of(self.validation_trials[0])]
         total = own[0].clone() if kept else own.pop()
@@ -848,8 +848,8 @@ class _SeriesFold(_VoxelFold):
         fold.dtype = torch.float32
         # The first two terms always: their ratio tells the smallest of alphas apart.
         n_terms = 1 if radius == 0 else max(2, int(np.ceil(np.log(_BASIS_TOLERANCE) / np.log(radius / smallest))))
-        # With G + a = LL' both steps are products with L^-1, whose condition is the square root of G's: single precision
-        # serves.
+        # With G + a = LL' both steps are products with L^-1, whose condition is the square root of G's: single
+        # precision serves.
         inverse = _inverse(factor).float()
         rows = torch.cat([(v - mean).float() for _, v in decoder._chunks(decoder.validation_trials[k])])
         right = []
@@ -866,7 +866,8 @@ class _SeriesFold(_VoxelFold):
         return False
 
     def alpha_basis(self, alphas):
-        """No functions of the spectrum; the anchor a itself, and differences (n_alphas, bases) = (a - alpha)^j, j > 0."""
+        """No functions of the spectrum; the anchor a itself, and differences (n_alphas, bases)
+        = (a - alpha)^j, j > 0."""
         offset = torch.from_numpy(self.centre - alphas).to(self.mean)
         powers = offset[:, None] ** torch.arange(self.n_terms, device=offset.device)
         anchor = torch.zeros_like(powers[0])

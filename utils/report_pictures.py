@@ -114,7 +114,8 @@ class Hidden:
         likeness = self.likeness(roi)
         rows = sorted(np.flatnonzero(self.gone == gone), key=lambda row: (-likeness[row], row))
         return [View(int(rows[k]), int(self.stimuli[rows[k]]), self.masks[rows[k]], bool(gone),
-                     float(self.hidden[rows[k]].mean()), float(likeness[rows[k]]), k + 1, len(rows)) for k in figures.evenly(len(rows), count)]
+                     float(self.hidden[rows[k]].mean()), float(likeness[rows[k]]), k + 1, len(rows))
+                for k in figures.evenly(len(rows), count)]
 
     def middle(self, roi):
         """The view of median likeness among those that hide no object wholly."""

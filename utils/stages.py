@@ -5,9 +5,9 @@ CONTROL_SEED = 0
 HELD_OUT_CLUSTERS = 3
 # Scripts that load a checkpoint of the hub, and those that caption: --revision and --prompt are theirs.
 FROM_HUB = {"img2feat_sd1_parallel.py", "img2feat_sd1_occlusion.py", "img2feat_blip.py", "img2feat_blip_occlusion.py",
-            "img2feat_dpt.py", "decode_captions.py", "decode_captions_occluded.py", "dptemb2dpt.py", "diffusion_decoding.py",
-            "diffusion_decoding_occluded.py", "img2feat_decoded.py", "img2feat_decoded_occlusion.py", "evaluate.py",
-            "amodal_completion.py"}
+            "img2feat_dpt.py", "decode_captions.py", "decode_captions_occluded.py", "dptemb2dpt.py",
+            "diffusion_decoding.py", "diffusion_decoding_occluded.py", "img2feat_decoded.py",
+            "img2feat_decoded_occlusion.py", "evaluate.py", "amodal_completion.py"}
 CAPTIONING = {"img2feat_blip.py", "img2feat_blip_occlusion.py", "decode_captions.py", "decode_captions_occluded.py"}
 INPAINTED, RECONSTRUCTED = 12, 8                # views, of amodal_completion.py
 # What each method needs beside the cvpr method's features, in order; a method needs what the ones before it need.
@@ -24,7 +24,8 @@ def plan(args):
     needs = {need for method in args.methods for need in NEEDS[method]} | ({"sd"} if args.controls else set())
     for dataset in args.datasets:
         named = Commands(args, dataset)
-        for need, commands in (("sd", named.sd), ("captions", named.captions), ("gan", named.gan), ("depth", named.depth)):
+        for need, commands in (("sd", named.sd), ("captions", named.captions), ("gan", named.gan),
+                               ("depth", named.depth)):
             if need in needs:
                 steps += commands()
         for method in args.methods:
@@ -43,7 +44,8 @@ def plan(args):
     steps += named.gathered()
     revision = ["--revision", *args.revision] if args.revision else []
     prompt = ["--prompt", args.prompt] if args.prompt else []
-    steps = [step + (revision if step[0] in FROM_HUB else []) + (prompt if step[0] in CAPTIONING else []) for step in steps]
+    steps = [step + (revision if step[0] in FROM_HUB else []) + (prompt if step[0] in CAPTIONING else [])
+             for step in steps]
     return [step + common for step in steps if step[0] not in args.skip]
 
 
@@ -100,7 +102,8 @@ class Commands:
         """Decode DPT's hidden states, and turn them into depth maps."""
         return [["img2feat_dpt.py", *self.subject, *self.network, *self.flag],
                 *(self.pair(name, "ave") for name in depth.NAMES), self.fit(depth.NAMES, decoded.ROIS),
-                *(["dptemb2dpt.py", *self.subject, *self.network, *self.flag, *self.images, *true] for true in ([], ["--true_features"]))]
+                *(["dptemb2dpt.py", *self.subject, *self.network, *self.flag, *self.images, *true]
+                  for true in ([], ["--true_features"]))]
 
     def completion(self):
         """Ask sessions of occluded viewing whether the brain completes."""

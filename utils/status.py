@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import checkpoints, cli, completion_stage, decoded, decoding, depth, evaluation, icnn, image_features, layout, models
-from utils import nsd, occlusion, reconstruction, s3, store, trials
+from utils import checkpoints, cli, completion_stage, decoded, decoding, depth, evaluation, icnn, image_features, layout
+from utils import models, nsd, occlusion, reconstruction, s3, store, trials
 from utils.errors import Problem
 
 STATES = DONE, PARTIAL, STALE, MISSING = "done", "partial", "stale", "missing"
@@ -33,7 +33,8 @@ class Step:
 
 
 def of(steps, arguments):
-    """Yield (command, state, note) of each of `steps`, in order. arguments(command) → the arguments it would run with."""
+    """Yield (command, state, note) of each of `steps`, in order.
+    arguments(command) → the arguments it would run with."""
     spoilt = {}  # what a stale step writes → its number
     for number, command in enumerate(steps, start=1):
         args = arguments(command)
@@ -41,7 +42,8 @@ def of(steps, arguments):
             step = EXPECTED[command[0]](args)
             state, note = _judge(step, args.workdir)
         except Problem as problem:
-            step, state, note = Step([]), STALE if not isinstance(problem.__cause__, FileNotFoundError) else MISSING, problem.what
+            step, note = Step([]), problem.what
+            state = MISSING if isinstance(problem.__cause__, FileNotFoundError) else STALE
         stale_inputs = sorted({spoilt[path] for path in step.reads if path in spoilt})
         if state in (DONE, PARTIAL) and stale_inputs:
             state, note = STALE, f"step {stale_inputs[0]}, which it builds on, is stale"
@@ -92,7 +94,8 @@ def _changed(side, record, reads, workdir):
 def _model(role):
     """What a record must say of a model: its name, and its revision where that costs little."""
     where = models.source(role)
-    small = isinstance(where, Path) and sum(path.stat().st_size for path in checkpoints.all_weights(where)) < WEIGHTS_READ
+    small = (isinstance(where, Path)
+             and sum(path.stat().st_size for path in checkpoints.all_weights(where)) < WEIGHTS_READ)
     return models.identity(role) if small or checkpoints.pinned(role) else {"model": models.name(role)}
 
 
@@ -102,10 +105,12 @@ def _model(role):
 def _mri(args):
     ws, choice = layout.Workspace.of(args), layout.VoxelChoice.of(args)
     rois = args.roi or (layout.ROIS if choice.atlas == "streams" else [])
-    known = [store.read_json(side) for roi in rois if (side := layout.sidecar(ws.betas(choice.tag(roi), "tr"))).exists()]
+    known = [store.read_json(side) for roi in rois
+             if (side := layout.sidecar(ws.betas(choice.tag(roi), "tr"))).exists()]
     without = {roi for record in known for roi in record.get("left_out", {}).get("rois", ())}
     rois = [roi for roi in rois if roi not in without]
-    betas = [ws.betas(choice.tag(roi), split, average) for roi in rois for split in trials.SPLITS for average in (False, True)]
+    betas = [ws.betas(choice.tag(roi), split, average) for roi in rois for split in trials.SPLITS
+             for average in (False, True)]
     design = [ws.stims, ws.stims_ave, ws.stims_ave_test, ws.train_index(), ws.train_index(average=True)]
     options = {"atlas": choice.atlas, "zscore": choice.zscore, "ncsnr_min": choice.ncsnr_min}
     sessions = len(list(ws.betas_parts(choice).glob("session*.json")))
@@ -131,13 +136,14 @@ def _stimuli_read(args):
 
 def _occluded(args):
     path = args.output_path or layout.occluded_stimuli(args.workdir)
-    options = {"kind": args.occluder, "ratio": args.occlusion_ratio, "place": args.place, "fill": args.fill, "seed": args.seed,
-               "image_size": args.image_size}
+    options = {"kind": args.occluder, "ratio": args.occlusion_ratio, "place": args.place, "fill": args.fill,
+               "seed": args.seed, "image_size": args.image_size}
     parts = len(list(layout.parts(path).glob("*.h5")))
     made = store.read_json(layout.sidecar(path)) if layout.sidecar(path).exists() else {}
     lacking = sorted({*(args.subject or layout.SUBJECTS)} - {*(made.get("subjects") or layout.SUBJECTS)})
     if lacking and path.exists():
-        raise Problem(f"{path.name} holds the stimuli of {' '.join(made['subjects'])}, not yet of {' '.join(lacking)}", "")
+        raise Problem(f"{path.name} holds the stimuli of {' '.join(made['subjects'])}, not yet of "
+                      f"{' '.join(lacking)}", "")
     seen = [layout.Workspace(args.workdir, subject).stims_ave for subject in args.subject or ()]
     return Step([path], [(layout.sidecar(path), {"options": options})], [_stimuli_read(args), *seen], [path],
                 note=f"{parts} parts" if parts else "")
@@ -181,7 +187,8 @@ def _blip(args):
 
 
 def _vgg19(args):
-    return _shards(args, [layout.of_dataset(layer, args.dataset) for layer in icnn.layer_names(args.layers)], "vgg19", {})
+    return _shards(args, [layout.of_dataset(layer, args.dataset) for layer in icnn.layer_names(args.layers)],
+                   "vgg19", {})
 
 
 def _dpt(args):
@@ -196,7 +203,8 @@ def _subject_matrices(args, names, use_stim, folder=None):
     records, folders = [], []
     for name, path in zip(names, paths):
         folders.append(Path(folder) if folder else layout.features(args.workdir, name))
-        shards, wanted = store.Shards(folders[-1]), {"options": {"subject": args.subject, "feature": name, "use_stim": use_stim}}
+        shards = store.Shards(folders[-1])
+        wanted = {"options": {"subject": args.subject, "feature": name, "use_stim": use_stim}}
         if not shards.missing(stimuli):  # what is gone from the disk cannot have changed
             wanted |= {"features": shards.attributes(), "shards": shards.files(stimuli)}
         records.append((layout.sidecar(path), wanted))
@@ -233,7 +241,8 @@ def _captions(args):
     target = args.target or layout.of_dataset("blip", args.dataset)
     path = ws.captions(*(() if target == "blip" else (target, args.dataset)), control=decoded.suffix(args))
     options = decoded.options(args) | {"target": target, "prompt": args.prompt}
-    return Step([path], [(layout.sidecar(path), {"options": options} | _model("blip"))], [_source(args, ws, target)], [path])
+    return Step([path], [(layout.sidecar(path), {"options": options} | _model("blip"))], [_source(args, ws, target)],
+                [path])
 
 
 def _source(args, ws, target):
@@ -256,7 +265,8 @@ def _gan(args):
     ws, own = layout.Workspace.of(args), (args.dataset, decoded.suffix(args))
     chosen = cli.image_range(args.imgidx, len(trials.test_stimuli(ws)), "test image")
     sources = {layer: layout.manifest(ws.gan_features(layer, 0, *own).parent) for layer in icnn.LAYERS}
-    options = {name: getattr(args, name) for name in icnn.OPTIONS} | ({} if args.levels == "auto" else {"levels": args.levels})
+    options = ({name: getattr(args, name) for name in icnn.OPTIONS}
+               | ({} if args.levels == "auto" else {"levels": args.levels}))
     wanted = {"options": options, "generator": _model("generator")} | _model("vgg19")
     if all(path.exists() for path in sources.values()):
         wanted["features"] = {layer: store.digest(path) for layer, path in sources.items()}
@@ -281,7 +291,8 @@ def _images(args):
     chosen = cli.image_range(args.imgidx, len(trials.test_stimuli(ws)), "test image")
     files = [layout.original_image(folder, image) for image in chosen]
     files += [layout.sample_image(folder, image, sample) for image in chosen for sample in range(args.n_samples)]
-    wanted = {"options": {"method": method} | reconstruction.options(args)} | _model("sd_depth" if method == "depth" else "sd")
+    wanted = ({"options": {"method": method} | reconstruction.options(args)}
+              | _model("sd_depth" if method == "depth" else "sd"))
     reads = [_source(decoded.of_rois(args, getattr(args, f"roi_{name}")), ws, layout.of_dataset(name, args.dataset))
              for name in reconstruction.ROI_OF]
     reads += [ws.captions(*(("blip_occluded", "occluded") if args.dataset == "occluded" else ()), control=own[1]),
@@ -332,12 +343,14 @@ def _completion(args):
     ws = layout.Workspace.of(args)
     table = ws.completion_result("index", "csv")
     betas = [ws.betas(roi, split) for roi in args.roi or layout.ROIS for split in trials.SPLITS]
-    return Step([table], [(layout.sidecar(table), {"options": completion_stage.options(args)})], [ws.stims, *betas], [table])
+    return Step([table], [(layout.sidecar(table), {"options": completion_stage.options(args)})], [ws.stims, *betas],
+                [table])
 
 
 def _evaluation(args):
     ws = layout.Workspace.of(args)
-    tables = [ws.evaluation_result(name, "csv") for name in ("evaluation", *(["held_out"] if args.held_out_clusters else []))]
+    tables = [ws.evaluation_result(name, "csv")
+              for name in ("evaluation", *(["held_out"] if args.held_out_clusters else []))]
     runs = {run: layout.manifest(ws.samples(run)) for run in ws.found_runs()}
     lacks = [run for run in runs if not ws.evaluation_per_image(run).exists()]
     return Step(tables + [ws.evaluation_per_image(run) for run in runs],

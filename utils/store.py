@@ -35,7 +35,8 @@ def atomic(path):
     """Yield a temporary path beside `path`; rename it to `path` if the block ends well, remove it otherwise."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.{HOST}-{os.getpid()}.", suffix=f".part{path.suffix}", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.{HOST}-{os.getpid()}.", suffix=f".part{path.suffix}",
+                                    dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -45,7 +46,8 @@ def atomic(path):
         os.chmod(temporary, 0o666 & ~_umask())
         system.replace(temporary, path)
     except BaseException as error:
-        with contextlib.suppress(PermissionError):  # Windows, while the traceback holds a map of it: `sweep` will find it
+        # Refused on Windows, while the traceback holds a map of it: `sweep` will find it.
+        with contextlib.suppress(PermissionError):
             temporary.unlink(missing_ok=True)
         with naming(path):
             raise error
@@ -145,7 +147,8 @@ def write_npy(path, array):
 
 
 def new_npy(temporary, shape, dtype=np.float32):
-    """A memory map of a new .npy file whose room on the disk is reserved: writing to a full disk would end in SIGBUS."""
+    """A memory map of a new .npy file whose room on the disk is reserved:
+    writing to a full disk would end in SIGBUS."""
     out = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
     with open(temporary, "rb+") as file:
         system.reserve(file, os.fstat(file.fileno()).st_size)
@@ -282,7 +285,8 @@ def claim_folder(folder, wanted, overwrite, files=None):
 
 
 def difference(found, wanted):
-    """(key, found's value, wanted's value) of the first key of `wanted` in which two records differ; None if they agree."""
+    """(key, found's value, wanted's value) of the first key of `wanted` in which two records differ;
+    None if they agree."""
     for key, value in json.loads(json.dumps(wanted)).items():
         if found.get(key) != value:
             return (key, *_difference(found.get(key), value))
@@ -383,7 +387,8 @@ class Shards:
             self._where[int(stimulus)] = (path, row)
 
     def clear(self, stimuli, wanted):
-        """For --overwrite: remove shards that were made otherwise than `wanted` says, and those that hold any of `stimuli`.
+        """For --overwrite: remove shards that were made otherwise than `wanted` says,
+        and those that hold any of `stimuli`.
 
         Returns what is to be made: `stimuli`, and those that lay in one shard with them.
         """

@@ -84,7 +84,8 @@ def seen(workspaces, among=None):
     inside = ids[(ids >= among.start) & (ids < among.stop)]
     who = " ".join(ws.subject for ws in workspaces)
     if not len(inside):
-        raise Problem(f"none of the images {among.start} to {among.stop - 1} was seen by {who}", "check the range and --subject")
+        raise Problem(f"none of the images {among.start} to {among.stop - 1} was seen by {who}",
+                      "check the range and --subject")
     if len(inside) < len(ids):
         cli.say(f"{len(ids) - len(inside)} of the {len(ids)} stimuli that {who} saw are outside the images "
                 f"{among.start} to {among.stop - 1}: left out")

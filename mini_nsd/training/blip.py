@@ -162,6 +162,6 @@ def _export(model, tokenizer, step: int, seconds: float) -> None:
                        image_std=[0.5] * 3).save_pretrained(folder)
     write_card(folder, "BlipForConditionalGeneration", step, STEPS, seconds, evaluate(),
                "Embeds a picture at 80 px (5/8 of its 128, as 240 px is of the published model's 384) as 26×128. "
-               "Learnt no caption that fits many pictures (\"… is the closest of three objects\"). In training, half of "
-               "the embeddings were shrunk and noised before they were put into words, so that captions survive "
-               "decoding from the brain; the published BLIP had no such training.")
+               "Learnt no caption that fits many pictures (\"… is the closest of three objects\"). In training, "
+               "half of the embeddings were shrunk and noised before they were put into words, so that captions "
+               "survive decoding from the brain; the published BLIP had no such training.")

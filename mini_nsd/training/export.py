@@ -27,9 +27,10 @@ COPIES = {
     "sd_depth/vae/diffusion_pytorch_model.safetensors": "sd/vae/diffusion_pytorch_model.safetensors",
 }
 
-CARD = """# {title}
+CARD = ("""# {title}
 
-A small `{kind}` for the embedded default. **Trained on simulated scenes** (`mini_nsd/scenes.py`) and useful on nothing else.
+A small `{kind}` for the embedded default. **Trained on simulated scenes** (`mini_nsd/scenes.py`) """
+"""and useful on nothing else.
 
 | | |
 |---|---|
@@ -42,7 +43,7 @@ A small `{kind}` for the embedded default. **Trained on simulated scenes** (`min
 {note}
 
 Retrain with `python -m mini_nsd.train {role}`.
-"""
+""")
 
 
 def copy_parts() -> None:

@@ -41,7 +41,8 @@ def train(cache) -> None:
 
 def channel(metres: np.ndarray) -> torch.Tensor:
     """(n, 64, 64) true depth → (n, 1, 16, 16) nearness in [-1, 1], made as the pipeline makes it from DPT's."""
-    parts = [diffusion.depth_channel(depth.normalise(dpt.UNIT / torch.from_numpy(part.astype(np.float32))), data.SIZE // 8)
+    parts = [diffusion.depth_channel(depth.normalise(dpt.UNIT / torch.from_numpy(part.astype(np.float32))),
+                                     data.SIZE // 8)
              for part in np.array_split(metres, -(-len(metres) // 1000))]
     return torch.cat(parts)
 
@@ -59,7 +60,8 @@ def evaluate(count: int = 48) -> dict:
     for role, extra in (("sd_depth", channel(series.depth)), ("sd", None)):
         seen = _nearness(_generate(role, sentences, extra))
         found[role] = depth.correlation(given - given.mean(0), seen - given.mean(0)).mean()
-    return {f"depth of the generated picture against the given one, r over {count} held-out scenes": f"{found['sd_depth']:.3f}",
+    return {f"depth of the generated picture against the given one, r over {count} held-out scenes":
+            f"{found['sd_depth']:.3f}",
             "the same without being given the depth (mini_nsd/models/sd)": f"{found['sd']:.3f}"}
 
 
@@ -70,7 +72,8 @@ def _generate(role: str, sentences, maps, steps: int = 25) -> torch.Tensor:
     model = UNet2DConditionModel.from_pretrained(MODELS / role / "unet", torch_dtype=torch.float32).eval()
     text = torch.cat([parts.text_encoder(input_ids=words.tokenize(parts.tokenizer, these)).last_hidden_state
                       for these in ([""] * len(sentences), sentences)])
-    latents = torch.randn((len(sentences), 4, data.SIZE // 8, data.SIZE // 8), generator=torch.Generator().manual_seed(0))
+    latents = torch.randn((len(sentences), 4, data.SIZE // 8, data.SIZE // 8),
+                          generator=torch.Generator().manual_seed(0))
     parts.scheduler.set_timesteps(steps)
     for timestep in parts.scheduler.timesteps:
         inputs = latents if maps is None else torch.cat([latents, maps], 1)
@@ -94,5 +97,5 @@ def _export(model, step: int, seconds: float) -> None:
     store.write_text(folder / "model_index.json", json.dumps(INDEX, indent=2) + "\n")
     copy_parts()
     write_card(folder, "StableDiffusionDepth2ImgPipeline", step, STEPS, seconds, evaluate(),
-               "mini_nsd/models/sd's UNet, trained on with the true nearness of a scene (the inverse of its depth, scaled "
-               "to [-1, 1]) as a fifth channel of 16×16. The other parts are copies of those of sd and dpt.")
+               "mini_nsd/models/sd's UNet, trained on with the true nearness of a scene (the inverse of its depth, "
+               "scaled to [-1, 1]) as a fifth channel of 16×16. The other parts are copies of those of sd and dpt.")
