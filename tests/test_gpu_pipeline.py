@@ -1,7 +1,5 @@
-"""The whole pipeline on a pretended GPU, beside the same run on the CPU; and what it does when memory is short."""
+"""The whole pipeline on a local NSD and a pretended GPU, beside the same run on the CPU; what it does when memory is short."""
 import json
-import os
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +9,7 @@ from PIL import Image
 
 import run_pipeline
 from tests import pretend_gpu, stage_runs
-from utils import icnn, layout, models, nsd, store
+from utils import icnn, layout, models, store
 
 SUBJECT = stage_runs.SUBJECT
 SHORT = ["--imgidx", "0", "2", "--n_samples", "1", "--steps", "2"]
@@ -39,8 +37,6 @@ def settings(world):
 
 
 def pipeline(workdir, gpu):
-    if not layout.stimuli(workdir).exists():
-        layout.stimuli(workdir).symlink_to(Path(os.environ["NSD_ROOT"]) / nsd.STIMULI_KEY)
     models.forget()
     for flags in RUNS:
         run_pipeline.main(["--subject", SUBJECT, "--workdir", str(workdir), "--gpu", gpu, *flags])
@@ -87,6 +83,14 @@ def test_the_whole_pipeline_on_a_gpu_gives_what_it_gives_on_the_cpu(there, here)
     assert ws[0].captions().read_text() == ws[1].captions().read_text()
     for dataset in layout.DATASETS:
         np.testing.assert_allclose(*(np.load(each.depth(0, dataset)) for each in ws), atol=1e-2)
+
+
+def test_a_local_nsd_is_read_in_place_and_status_finds_all_of_it_done(here, capsys):
+    for flags in RUNS:
+        run_pipeline.main(["--subject", SUBJECT, "--workdir", str(here), "--gpu", "-1", *flags, "--status"])
+        lines = [line for line in capsys.readouterr().out.splitlines() if "] python " in line]
+        assert len(lines) > 15 and not [line for line in lines if not line.startswith("done")]
+    assert not layout.stimuli(here).exists()
 
 
 def test_nothing_is_left_on_the_gpu_between_stages_so_its_peak_is_the_largest_stages(there):

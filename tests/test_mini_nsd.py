@@ -285,6 +285,8 @@ def test_a_finished_world_is_kept_and_other_options_are_refused(world, tmp_path)
     assert not build.build(world, scale=SCALE, hdf5=True)
     with pytest.raises(Problem, match=r"built with noise 1.0, not noise 2.0"):
         build.build(world, noise=2.0, scale=SCALE, hdf5=True)
+    with pytest.raises(Problem, match=r"built with hdf5 True, not hdf5 False"):
+        build.build(world, scale=SCALE)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(Problem, match="is not a simulated world"):
         build.build(tmp_path)

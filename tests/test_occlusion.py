@@ -335,12 +335,12 @@ def test_stimuli_are_found_where_the_other_stages_find_them_and_only_seen_ones_a
     both = ["--workdir", nsd_root, "--subject", "subj02"]  # one working folder serves several subjects
     assert status_of(*both) == (status.STALE,
                                 "nsd_stimuli_occluded.hdf5 holds the stimuli of subj01, not yet of subj02")
+    assert "made with options" in refused(run(*both, "--occlusion_ratio", "0.4"))  # not what the file grows by
     assert run(*both).returncode == 0
     with occlusion.OccludedStimuli(layout.occluded_stimuli(nsd_root)) as stimuli:
         assert stimuli.ids.tolist() == [1, 4, 6, 9]
         assert np.array_equal(stimuli.read([4]), first)
     assert "(were there)" in run(*flags).stdout and "(were there)" in run(*both).stdout
-    assert "made with options" in refused(run(*both, "--occlusion_ratio", "0.4"))
 
 
 def test_a_file_of_all_stimuli_serves_every_subject(run, nsd_root):
@@ -351,6 +351,16 @@ def test_a_file_of_all_stimuli_serves_every_subject(run, nsd_root):
 def test_the_pipeline_makes_the_occluded_images_of_its_subject_only(capsys):
     run_pipeline.main(["--subject", "subj02", "--datasets", "occluded", "--dry_run"])
     assert "generate_occluded_images.py --subject subj02" in capsys.readouterr().out
+
+
+def test_status_compares_with_the_stimuli_where_the_stage_reads_them(run, nsd_root):
+    flags = ["--workdir", nsd_root, "--subject", "subj01"]
+    assert run(*flags).returncode == 0 and status_of(*flags)[0] == status.DONE
+    with h5py.File(nsd.stimuli_path(s3.Root.from_env(), nsd_root), "r+") as file:
+        file["imgBrick"][0] = 255 - file["imgBrick"][0]
+    state, note = status_of(*flags)
+    assert state == status.STALE and "made with input digest_of_16" in note
+    assert "made with input" in refused(run(*flags))
 
 
 def test_status_of_the_whole_pipeline_takes_a_local_nsd(nsd_root, capsys):

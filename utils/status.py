@@ -145,7 +145,11 @@ def _occluded(args):
         raise Problem(f"{path.name} holds the stimuli of {' '.join(made['subjects'])}, not yet of "
                       f"{' '.join(lacking)}", "")
     seen = [layout.Workspace(args.workdir, subject).stims_ave for subject in args.subject or ()]
-    return Step([path], [(layout.sidecar(path), {"options": options})], [_stimuli_read(args), *seen], [path],
+    whole, wanted = _stimuli_read(args), {"options": options}
+    if path.exists() and whole.exists():
+        with nsd.Stimuli(whole) as stimuli:
+            wanted["input"] = occlusion.fingerprint(stimuli)
+    return Step([path], [(layout.sidecar(path), wanted)], [whole, *seen], [path],
                 note=f"{parts} parts" if parts else "")
 
 
