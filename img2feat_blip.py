@@ -25,8 +25,10 @@ def main(argv=None, dataset="nsd"):
     captioner = captioning.Captioner(*models.blip(device, dtype), args.prompt)
     stimuli, attributes = features.open_stimuli(args)
     features.extract(
-        args, stimuli, attributes | {"stored": args.store, "pixels": captioner.pixels}, "blip", layout.of_dataset("blip", args.dataset), dtype,
-        lambda pixels, _: features.stored(captioner.embed(pixels), args.store), features.batch_size(args, device),
+        args, stimuli, attributes | {"stored": args.store, "pixels": captioner.pixels}, "blip",
+        layout.of_dataset("blip", args.dataset), dtype,
+        lambda pixels, _: features.stored(captioner.embed(pixels), args.store),
+        features.batch_size(args, device, features.AUTO_BATCH, lambda: captioner.embed(captioner.blank())),
         prepare=lambda ids: captioner.prepare(stimuli.read(ids)), folder=args.outdir,
     )
     if not args.skip_captions:

@@ -20,7 +20,8 @@ def main(argv=None, dataset="nsd"):
         args, stimuli, attributes | {"stored": args.store}, "dpt",
         [layout.of_dataset(name, args.dataset) for name in depth.NAMES], dtype,
         lambda pixels, _: [features.stored(states, args.store) for states in estimator.hidden_states(pixels)],
-        features.batch_size(args, device), prepare=lambda ids: estimator.prepare(stimuli.read(ids)),
+        features.batch_size(args, device, features.AUTO_BATCH, lambda: estimator.hidden_states(estimator.blank())),
+        prepare=lambda ids: estimator.prepare(stimuli.read(ids)),
     )
 
 

@@ -8,6 +8,9 @@ Writes  nsdfeat/init_latent/ and nsdfeat/c/ (with --dataset occluded: …_occlud
 from utils import cli, diffusion, features, layout, models, nsd
 
 
+PROBE = ["a caption"] * 5  # as many as an image of COCO has
+
+
 def main(argv=None, dataset="nsd"):
     parser = cli.parser(__doc__, "python img2feat_sd1_parallel.py --imgidx 0 73000 --gpu 0")
     features.add_arguments(parser, dataset)
@@ -21,7 +24,7 @@ def main(argv=None, dataset="nsd"):
     device = cli.device(args.gpu)
     dtype = models.precision(args.precision, device)
     model = diffusion.LatentDiffusion(models.stable_diffusion(device, dtype))
-    batch = features.batch_size(args, device)
+    batch = features.batch_size(args, device, features.AUTO_BATCH, lambda: model.caption_features([PROBE]))
     features.extract(
         args, stimuli, attributes, "sd", layout.of_dataset("init_latent", args.dataset), dtype,
         lambda pixels, _: features.as_numpy(model.encode(pixels)), batch,

@@ -32,6 +32,8 @@ def main(argv=None):
     parser.add_argument("--scheduler", metavar="NAME", help="diffusion solver (default: the stage's own)")
     cli.add_usefeat(parser, "features to extract and to identify by")
     parser.add_argument("--prompt", metavar="WAY", help="what captions start from (default: the stages' own)")
+    parser.add_argument("--batch_size", type=int, metavar="N",
+                        help="items a forward pass of every stage that has the flag (default: the stage's own)")
     parser.add_argument("--controls", action="store_true",
                         help="also the recovery check (true features) and the control (shuffled trials) of the cvpr method")
     parser.add_argument("--by_roi", action="store_true", help="also decode init_latent and c from each ROI by itself")
@@ -40,6 +42,8 @@ def main(argv=None):
     parser.add_argument("--dry_run", action="store_true", help="print the commands only")
     parser.add_argument("--status", action="store_true", help="say what is done, partial, stale or missing; run nothing")
     args = cli.parse(parser, argv)
+    if args.batch_size is not None and args.batch_size < 1:
+        parser.error("--batch_size must be at least 1")
 
     steps = stages.plan(args)
     if args.status:
@@ -50,6 +54,7 @@ def main(argv=None):
         if not args.dry_run:
             started = time.monotonic()
             run(command)
+            forget()
             print(f"        {time.monotonic() - started:.0f} s", flush=True)
 
 
@@ -73,6 +78,12 @@ def arguments(command):
         return parsed.arguments
     finally:
         cli.parsing_only = False
+
+
+def forget():
+    """Free what a stage's networks hold, so that the run takes the memory of its largest stage, not of all of them."""
+    if "utils.models" in sys.modules:
+        sys.modules["utils.models"].forget()
 
 
 def run(command):

@@ -187,7 +187,7 @@ def measure_himalaya(n_trials, n_voxels, dims, mode, backend, whole):
 def gemm_peak():
     """GFLOP/s per processor second of single-precision products that fit no cache: PyTorch's own, and the engine's."""
     import torch
-    from utils.regression import product as engine
+    from utils.products import product as engine
     a = torch.randn(3000, 3000)
     rates = []
     for product in (torch.mm, engine):
@@ -259,6 +259,8 @@ def main():
         seconds = {b: child(args.threads, backend=b, **small)["total"][1] for b in ("numpy", "torch")}
         args.backend = min(seconds, key=seconds.get)
     peak = child(args.threads, name="peak")
+    from utils import products
+    print(f"products: {products.engine()}")
     print(f"{args.threads} threads; himalaya with its {args.backend} backend"
           f"{'' if args.whole else ', scaled from a slice'}; "
           f"matrix products reach {peak[0]:.0f} (PyTorch's own) and {peak[1]:.0f} (ours) GFLOP/s per processor second")

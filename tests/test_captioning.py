@@ -278,6 +278,19 @@ def test_a_latent_is_captioned_by_way_of_its_image(world, stimuli):
         captioner.embed(captioner.prepare(pictures)))
 
 
+def test_embeddings_of_other_pixels_than_the_prompt_asks_for_are_refused(world):
+    common = ["--workdir", str(world.workdir), "--gpu", "-1", "--precision", "float32", "--skip_captions"]
+    img2feat_blip.main(common)
+    attributes = store.Shards(layout.features(world.workdir, "blip")).attributes()
+    assert attributes["pixels"] == "normalised"
+    with pytest.raises(Problem, match="pixels"):
+        img2feat_blip.main([*common, "--prompt", "published"])
+    store.write_npy(world.scores(ROIS, "blip"), np.zeros((4, 26 * 128), np.float32))
+    store.write_json(layout.sidecar(world.scores(ROIS, "blip")), {"features": attributes})
+    with pytest.raises(Problem, match="is of pixels normalised, not 0-1"):
+        decode_captions.main(arguments(world, "--prompt", "published"))
+
+
 def test_what_cannot_be_captioned_is_refused_by_name_and_leaves_no_file(world):
     refused = [("c_occluded", "blip_occluded or init_latent_occluded"), ("blip", "--target blip_occluded"),
                ("blip_occluded", "run ridge_occlusion.py --target blip_occluded --roi early lateral")]

@@ -158,3 +158,15 @@ def test_scores_lie_in_their_folder_and_older_ones_are_read_where_they_lay(tmp_p
     store.write_json(layout.sidecar(new), {"accuracy": 0.75})
     assert figures.read_scores(ws, "cvpr", "clip") == {0: 0.75}
     assert ws.found_per_image_scores() == [layout.sidecar(new)]
+
+
+def test_the_pipeline_extracts_what_it_identifies_by(tmp_path, command_line):
+    def features_of(*flags):
+        done = command_line("run_pipeline.py", "--workdir", tmp_path, "--subject", SUBJECT, "--controls", "--datasets", "nsd",
+                            "occluded", "--dry_run", *flags)
+        asked = [line.split(" --usefeat ")[1].split(" --")[0] for line in done.stdout.splitlines() if " --usefeat " in line]
+        assert len(asked) == 8  # img2feat_decoded.py and identification.py of two data sets, the check and the control
+        return set(asked)
+
+    assert features_of() == {" ".join(layout.USUAL_FEATURES)}
+    assert features_of("--usefeat", "clip", "clip_h6") == {"clip clip_h6"}

@@ -103,6 +103,10 @@ class Encoder:
         resized = np.stack([images.resize(image, self.image_size, Image.Resampling.BILINEAR) for image in stimuli])
         return torch.from_numpy(resized[..., ::-1].astype(np.float32) - self.mean.cpu().numpy()).permute(0, 3, 1, 2)
 
+    def blank(self):
+        """(1, 3, size, size) float32, a prepared picture of nothing: see memory.batch."""
+        return torch.zeros(1, 3, self.image_size, self.image_size)
+
     def pixels(self, inputs):
         """(n, 3, h, w) of the network's input → (n, h, w, 3) float32 RGB, about 0–255; the inverse of `prepare`."""
         return (inputs + self.mean.view(3, 1, 1)).flip(1).permute(0, 2, 3, 1).cpu().numpy()
@@ -128,9 +132,8 @@ class Encoder:
 
     def shapes(self, layers):
         """{layer: shape of one picture's activation}, (C, H, W) or (units,)."""
-        blank = torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
         with torch.inference_mode():
-            return {layer: tuple(found.shape[1:]) for layer, found in self.activations(blank, layers).items()}
+            return {layer: tuple(found.shape[1:]) for layer, found in self.activations(self.blank(), layers).items()}
 
 
 @dataclass(frozen=True)

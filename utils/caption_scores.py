@@ -16,7 +16,7 @@ from collections import Counter
 
 import numpy as np
 
-from utils import identification, lazy, models
+from utils import features, identification, lazy, models
 
 torch = lazy.module("torch")
 
@@ -113,7 +113,8 @@ def clip_text_features(device):
     def embed(sentences):
         tokens = tokenizer(sentences, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
         pooled = model.text_model(**tokens).pooler_output
-        return torch.nn.functional.normalize(model.text_projection(pooled).float(), dim=-1).cpu().numpy()
+        found = torch.nn.functional.normalize(model.text_projection(pooled).float(), dim=-1)
+        return features.finite(found, "CLIP's text encoder", "check the weights of the role clip")
 
     return embed
 

@@ -43,6 +43,14 @@ class Captioner:
             return images.to_network(stimuli, self.size).add_(1).div_(2)  # their Lanczos and ToTensor, no mean and sd
         return images.to_processor(stimuli, self.size, self.processor)
 
+    def blank(self):
+        """(1, 3, s, s) float32, a prepared picture of nothing: see memory.batch."""
+        return torch.zeros(1, 3, self.size, self.size)
+
+    def probe(self):
+        """Caption one blank embedding: what memory.batch tries."""
+        self.caption(torch.zeros(1, *self.shape))
+
     @lazy.inference_mode
     def embed(self, pixels):
         """(n, 3, s, s) → (n, 1 + patches, width) float32: the vision model's last hidden state, 226×768 for BLIP base."""
@@ -88,7 +96,7 @@ def caption_stimuli(args, ids, device):
     shards = store.Shards(args.outdir or layout.features(args.workdir, feature))
     captioner = Captioner(*models.blip(device, torch.float32), args.prompt)
     store.claim_folder(path.parent, {"features": shards.attributes(), "beams": BEAMS, "prompt": captioner.start}, args.overwrite)
-    size = features.batch_size(args, device, AUTO_BATCH)
+    size = features.batch_size(args, device, AUTO_BATCH, captioner.probe)
     with store.locked(path):
         found = {} if args.overwrite or not path.exists() else store.read_json(path)
         # A batch with any caption missing is made whole, so that a resumed run gives what an uninterrupted one would.
@@ -136,7 +144,6 @@ def decode(args):
     ws, device = layout.Workspace.of(args), cli.device(args.gpu)
     own_name = () if target == "blip" else (target, args.dataset)
     path = ws.captions(*own_name, control=decoded.suffix(args))
-    size = features.batch_size(args, device, AUTO_BATCH)
     captions_of, source, made_from = ways[target](args, ws, target, device)
     wanted = store.record("decode_captions.py", {"target": target, "beams": BEAMS, "prompt": args.prompt,
                                                  **decoded.options(args)}, [source],
@@ -146,6 +153,7 @@ def decode(args):
             print(f"{path.stem}: done before; {caption_scores.sentence(store.read_json(layout.sidecar(path))['score'])}")
             return
         references = people(ws, args.workdir)
+        size = features.batch_size(args, device, AUTO_BATCH, lambda: captions_of([0]))
         found = []
         with cli.progress(desc=path.stem, total=len(references), unit="img") as bar:
             for batch in batches(range(len(references)), size):

@@ -118,6 +118,9 @@ def run_name(args):
 
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What libraries say when memory is out, beside the exceptions of their own for it.
+NO_MEMORY = re.compile("out of memory|not enough memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
+parsed = argparse.Namespace()  # the arguments of the script that runs, for what an error line says
 parsing_only = False  # whether scripts end where they have parsed their arguments
 
 
@@ -131,7 +134,8 @@ class Parsed(BaseException):
 
 def parse(built, argv=None):
     """Parse, and check what every script must: the range of images is written A or A B, the seed is not negative."""
-    args = built.parse_args(argv)
+    global parsed
+    args = parsed = built.parse_args(argv)
     if getattr(args, "imgidx", None) is not None:
         if len(args.imgidx) > 2:
             built.error(f"--imgidx takes A or A B, got {len(args.imgidx)} numbers")
@@ -171,12 +175,16 @@ def image_range(imgidx, count, what="image"):
 
 
 def device(gpu):
-    """The torch device that --gpu asks for. No such GPU: one warning line, then MPS if there is one, else the CPU."""
+    """The torch device that --gpu asks for. No such GPU: one warning line, then MPS if there is one, else the CPU.
+
+    float32 is then float32 on a GPU too: cuDNN's default for convolutions is TF32, with 10 bits of mantissa for 23.
+    """
     import torch
 
     if gpu < 0:
         return torch.device("cpu")
     if gpu < torch.cuda.device_count():
+        torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "ieee"
         return torch.device("cuda", gpu)
     fallback = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     say(f"warning: no CUDA device {gpu}, using {fallback.type}")
@@ -220,6 +228,10 @@ def run(main, **options):
 def _one_line(error):
     if isinstance(error, Problem):
         text = str(error)
+    elif isinstance(error, MemoryError) or isinstance(error, RuntimeError) and NO_MEMORY.search(str(error)):
+        flag = "a smaller --batch_size" if hasattr(parsed, "batch_size") else "--gpu -1 (the CPU)" if getattr(
+            parsed, "gpu", -1) >= 0 else "other programs closed"
+        text = f"out of memory ({str(error).splitlines()[0][:160] if str(error) else 'the CPU'}) — run the same command again with {flag}"
     elif isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         text = f"{where}{error.strerror} — check the disk, the path and its permissions, then run the same command again"

@@ -21,10 +21,11 @@ FORM = ".6g"
 def run(args):
     """Analyse one subject and write every result; returns the rows of the index table, see FIELDS."""
     ws, root = layout.Workspace.of(args), s3.Root.from_env()
+    device = cli.device(args.gpu) if args.inpaint or args.reconstruct else None
     rois = args.roi or layout.ROIS
     events = occluded_viewing.events(root, args.subject)
     found = _load_voxels(ws, root, rois, events)
-    wanted = _record(args, ws, root, rois)
+    wanted = _record(args, ws, root, rois, device)
     table = ws.completion_result("index", "csv")
     if store.is_done(table, wanted, args.overwrite):
         return read_table(ws), store.read_json(layout.sidecar(table))
@@ -46,7 +47,7 @@ def run(args):
             if brain.permuted is not None:
                 observed[roi], null[roi] = brain.permuted
     _finish_p(results, observed, null, occluded_viewing.truth(root))
-    model = _model(args) if args.inpaint or args.reconstruct else None
+    model = _model(device) if device else None
     generator = _generator(args, root, model, material, pairs) if args.inpaint else {}
     closeups.clear(ws)
     pictures = {}
@@ -73,9 +74,9 @@ def options(args):
     return {name: getattr(args, name) for name in names} | {"rois": list(args.roi or layout.ROIS)}
 
 
-def _record(args, ws, root, rois):
-    """What makes the results; the diffusion model is part of it where one is used."""
-    identity = models.identity("sd") if args.inpaint or args.reconstruct else {}
+def _record(args, ws, root, rois, device):
+    """What makes the results; the diffusion model and its precision are part of it where one is used (on `device`)."""
+    identity = models.identity("sd") | {"precision": models.dtype_name(models.precision("auto", device))} if device else {}
     return store.record(SCRIPT, options(args), _inputs(args, ws, rois),
                         sources=_versions(root, args.subject), **identity)
 
@@ -286,8 +287,7 @@ def _finish_p(rows, observed, null, truth):
 # the diffusion model: alone, and told by the brain
 
 
-def _model(args):
-    device = cli.device(args.gpu)
+def _model(device):
     return diffusion.LatentDiffusion(models.stable_diffusion(device, models.precision("auto", device)))
 
 

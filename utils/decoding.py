@@ -3,7 +3,7 @@ import functools
 
 import numpy as np
 
-from utils import cli, correlation, icnn, layout, regression, store, trials
+from utils import cli, correlation, icnn, layout, memory, regression, store, trials
 from utils.errors import Problem
 
 DATASETS = ("original", "occluded")
@@ -50,8 +50,9 @@ def decode(args):
         if args.shuffle_trials is not None:
             draw = np.random.default_rng((args.shuffle_trials, DRAW_SHUFFLE))
             rows = draw.permutation(len(voxels.train_stimuli))[rows]
-        return regression.Decoder(voxels.train if use == "each" else voxels.train_average, rows, mode=args.mode,
-                                  device=device, n_stimuli=len(voxels.train_stimuli))
+        shown = voxels.train if use == "each" else voxels.train_average
+        return regression.Decoder(shown, rows, mode=args.mode, device=memory.ridge_device(device, *shown.shape),
+                                  n_stimuli=len(voxels.train_stimuli))
 
     for target in args.target:
         use, alphas = use_of(args, target), alphas_of(args, target)

@@ -31,6 +31,10 @@ class DepthEstimator:
         """(n, H, W, 3) uint8 → (n, 3, s, s) float32, for `hidden_states`."""
         return images.to_processor(stimuli, self.size, self.processor)
 
+    def blank(self):
+        """(1, 3, s, s) float32, a prepared picture of nothing: see memory.batch."""
+        return torch.zeros(1, 3, self.size, self.size)
+
     @lazy.inference_mode
     def hidden_states(self, pixels):
         """(n, 3, s, s) → four (n, 1 + patches, width) float32, of the output indices (577×1024 for dpt-large)."""
@@ -48,8 +52,11 @@ class DepthEstimator:
 def normalise(depth, size=SIZE):
     """(n, h, w) relative depth → (n, 1, size, size) in [-1, 1] per image, as SD2-depth prepares its fifth channel at 64 px.
 
-    A map without any relief, as badly decoded states can give, becomes 0 everywhere.
+    A map without any relief, as badly decoded states can give, becomes 0 everywhere. Raises Problem for NaN or infinite
+    depth, which is no map without relief.
     """
+    if not torch.isfinite(depth).all():
+        raise Problem("DPT returned NaN or infinite depth", "decode its hidden states again: ridge.py --overwrite")
     small = torch.nn.functional.interpolate(depth[:, None], (size, size), mode="bicubic", align_corners=False)
     low, high = small.amin((1, 2, 3), keepdim=True), small.amax((1, 2, 3), keepdim=True)
     relief = high - low
@@ -86,7 +93,7 @@ def decode(args):
     for image, more in ((False, {}), (True, {"side": PICTURE_SIZE})):
         store.claim_folder(ws.depth_folder(*own, image=image), wanted | more, args.overwrite)
     chosen = cli.image_range(args.imgidx, len(states[0]), "test image")
-    size = features.batch_size(args, device, AUTO_BATCH)
+    size = features.batch_size(args, device, AUTO_BATCH, lambda: estimator.depth([torch.zeros(1, *estimator.shape)] * len(NAMES)))
     flat = 0
     with cli.progress(desc=ws.depth_folder(*own).name, total=len(chosen), unit="img") as bar:
         for start in range(0, len(chosen), size):

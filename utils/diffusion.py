@@ -14,6 +14,7 @@ torch = lazy.module("torch")
 STRENGTH, STEPS, GUIDANCE = 0.8, 50, 5.0  # docs/algorithms.md#sampling; the original's diffusion_decoding.py
 FEATURE_SHARE = 320 / 512  # side of the image whose latent is decoded, as a share of the model's own size
 SCHEDULERS = ("ddim", "dpm", "unipc")
+VAE_PIXELS = 2 * 512 ** 2  # that the VAE takes at once: two pictures of 512 px, whatever the batch; memory stays the same
 DRAW_SAMPLE_NOISE = 1  # keeps the streams of random numbers of different draws of one item apart
 
 
@@ -58,13 +59,69 @@ class LatentDiffusion:
         The mean, not a draw from the posterior: a feature has to be the same at every run.
         """
         vae = self.checkpoint.vae
-        return vae.encode(self._to(pixels)).latent_dist.mean.float() * vae.config.scaling_factor
+        found = self._in_slices(lambda part: vae.encode(part).latent_dist.mean.float(), pixels, pixels.shape[-1])
+        return found * vae.config.scaling_factor
 
     @lazy.inference_mode
     def decode(self, latents):
         """(n, 4, h, w) scaled latents → (n, 3, h·f, w·f) float32 in [-1, 1]."""
         vae = self.checkpoint.vae
-        return vae.decode(self._to(latents / vae.config.scaling_factor)).sample.float().clamp(-1, 1)
+        found = self._in_slices(lambda part: vae.decode(part).sample.float(), latents / vae.config.scaling_factor,
+                                latents.shape[-1] * self.factor)
+        return found.clamp(-1, 1)
+
+    def decode_denoised(self, latents):
+        """`decode` of what the UNet made. Raises Problem for NaN or infinity, which would become a black picture."""
+        if not torch.isfinite(latents).all():
+            raise Problem("the UNet returned NaN or infinite latents",
+                          "check the checkpoint and the conditioning" if self.dtype == torch.float32 else
+                          "half precision overflowed: run again with --precision float32 --overwrite")
+        return self.decode(latents)
+
+    def _in_slices(self, compute, inputs, side):
+        """compute(inputs) of the VAE, a few items at a time, for pictures of `side` px; it is the same whatever the slice.
+
+        An item whose result is NaN or infinite is computed again in float32, by itself, so that it does not depend on
+        its neighbours either: Stable Diffusion's VAE can overflow float16. Raises Problem where that does not help.
+        """
+        found = []
+        for part in inputs.to(self.device).split(max(1, VAE_PIXELS // side ** 2)):
+            made = compute(self._to(part))
+            bad = ~torch.isfinite(made).flatten(1).all(1)
+            if self.dtype != torch.float32 and bad.any():
+                self.checkpoint.vae.float()
+                for item in bad.nonzero()[:, 0].tolist():
+                    made[item] = compute(part[item:item + 1].float())[0]
+                self.checkpoint.vae.to(self.dtype)
+                bad = ~torch.isfinite(made).flatten(1).all(1)
+            if bad.any():
+                raise Problem(f"the VAE returned NaN or infinite numbers for {int(bad.sum())} of {len(part)} pictures, in float32 "
+                              "too", "check what it was given: decoded features, or the stimuli")
+            found.append(made)
+        return torch.cat(found)
+
+    @lazy.inference_mode
+    def predict(self, latents, timestep, empty, conditioning, guidance, extra=None):
+        """The UNet's prediction (n, 4, h, w) float32 for scaled latents, guided unless `conditioning` is None.
+
+        empty, conditioning: (n, tokens, width); extra: (n, k, h, w), concatenated to the latents.
+        """
+        inputs = latents if extra is None else torch.cat([latents, extra.to(latents)], 1)
+        guided = conditioning is not None and guidance != 1
+        text = empty if conditioning is None else conditioning.to(self.device)
+        text = self._to(torch.cat([empty, text]) if guided else text)
+        predicted = self.checkpoint.unet(self._to(torch.cat([inputs, inputs]) if guided else inputs), timestep,
+                                         encoder_hidden_states=text).sample.float()
+        if not guided:
+            return predicted
+        unconditional, conditional = predicted.chunk(2)
+        return unconditional + guidance * (conditional - unconditional)
+
+    def probe(self, extra_channels=0):
+        """One guided step of one blank sample: what `memory.batch` tries. The VAE's memory does not grow with the batch."""
+        latents = torch.zeros(1, self.latent_channels + extra_channels, self.latent_side, self.latent_side, device=self.device)
+        text = torch.zeros(1, *self.text_shape, device=self.device)
+        self.predict(latents, torch.tensor(0, device=self.device), text, text, GUIDANCE)
 
     @lazy.inference_mode
     def embed(self, captions):
@@ -116,20 +173,10 @@ class LatentDiffusion:
         latents = noise * plan.init_noise_sigma if start is None else plan.add_noise(
             self.encode(start), noise, timesteps[:1].repeat(len(noise)))
         empty = self.embed([""]).expand(len(noise), -1, -1)
-        guided = conditioning is not None and guidance != 1
-        text = empty if conditioning is None else conditioning.to(self.device)
-        text = self._to(torch.cat([empty, text]) if guided else text)
         for timestep in tqdm(timesteps, desc="denoising", unit="step", leave=False, disable=not progress):
-            inputs = plan.scale_model_input(latents, timestep)
-            inputs = inputs if extra is None else torch.cat([inputs, extra.to(inputs)], 1)
-            predicted = self.checkpoint.unet(
-                self._to(torch.cat([inputs, inputs]) if guided else inputs), timestep, encoder_hidden_states=text
-            ).sample.float()
-            if guided:
-                unconditional, conditional = predicted.chunk(2)
-                predicted = unconditional + guidance * (conditional - unconditional)
+            predicted = self.predict(plan.scale_model_input(latents, timestep), timestep, empty, conditioning, guidance, extra)
             latents = plan.step(predicted, timestep, latents).prev_sample
-        return self.decode(latents)
+        return self.decode_denoised(latents)
 
 
 def enlarge(pixels, size):

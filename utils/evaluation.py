@@ -1,7 +1,7 @@
 """Features of a run's pictures, one file per feature, resumable."""
 import numpy as np
 
-from utils import cli, evaluators, image_features, images, layout, store
+from utils import cli, evaluators, image_features, images, layout, models, store
 from utils.errors import Problem
 
 
@@ -26,7 +26,7 @@ def extract(args):
     with store.working(folder, 0, 1):
         for each in (folder, folder / "networks"):
             store.sweep(each)
-        networks = _claim_networks(folder, judges.identities(), args.overwrite)
+        networks = _claim_networks(folder, judges.identities() | models.arithmetic(judges.device), args.overwrite)
         parts = image_features.Parts(folder)
         if args.overwrite:  # the record is the same: what is made now could not be told from what was there
             parts.clear()
@@ -67,7 +67,7 @@ def _compute(args, run, pictures, judges, parts):
 
 
 def _claim_networks(folder, wanted, overwrite):
-    """Say which networks judge, and return {role: identity} of those that ever did in this folder.
+    """Say which networks judge and how they multiply, and return {role: identity} of those that ever did in this folder.
 
     Raises Problem if one is another than before; with overwrite the features it left are removed.
     """

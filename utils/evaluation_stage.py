@@ -68,7 +68,7 @@ def _captions(args, ws, device):
     if not rows:
         return "Decoded captions: none (decode_captions.py makes them).\n"
     record = store.record(evaluation_table.SCRIPT, {"subject": args.subject, "seed": args.seed}, read,
-                          network=models.identity("clip"), simulated=figures.is_simulated(ws))
+                          network=models.identity("clip"), **models.arithmetic(device), simulated=figures.is_simulated(ws))
     store.write_csv(ws.evaluation_result("captions", "csv"), CAPTIONS, rows, evaluation_table.FORM, record)
     return captions_markdown(ws, rows)
 

@@ -125,7 +125,7 @@ def evaluate(ws, run, device, absent, overwrite):
     path = ws.evaluation_per_image(run)
     made_from = store.read_json(layout.manifest(ws.samples(run))) if layout.manifest(ws.samples(run)).exists() else {}
     networks = {role: models.identity(role) for role in ROLES if role not in absent}
-    wanted = store.record(SCRIPT, {"run": run}, pictures=made_from, networks=networks)
+    wanted = store.record(SCRIPT, {"run": run}, pictures=made_from, networks=networks, **models.arithmetic(device))
     before = store.read_json(layout.sidecar(path)) if layout.sidecar(path).exists() else {}
     digest, gained = pictures.digest(), before.get("networks", {}).items() < networks.items()
     if not gained and store.is_done(path, wanted, overwrite):

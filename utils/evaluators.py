@@ -2,7 +2,7 @@
 import numpy as np
 from PIL import Image
 
-from utils import lazy, models
+from utils import features, lazy, models
 
 torch = lazy.module("torch")
 feature_extraction = lazy.module("torchvision.models.feature_extraction")
@@ -54,7 +54,8 @@ class Evaluators:
             found |= network(self._normalised(pictures, **preprocessing))
         if self.clip:
             found |= self._clip(pictures)
-        return {name: found[name].float().flatten(1).cpu().numpy() for name in found if name in self.names}
+        return {name: features.finite(found[name].flatten(1), f"the network of {name}", "check its weights, then the pictures")
+                for name in found if name in self.names}
 
     def _normalised(self, pictures, image_size, mean, std):
         resized = np.stack([resize(picture, image_size) for picture in pictures]).astype(np.float32) / 255

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import __version__, cli, images, layout, lazy, models, nsd, occlusion, s3, store, trials
+from utils import __version__, cli, images, layout, lazy, memory, models, nsd, occlusion, s3, store, trials
 from utils.errors import Problem
 
 torch = lazy.module("torch")
@@ -38,10 +38,13 @@ def add_images(parser):
     cli.add_occluded_dir(parser)
 
 
-def batch_size(args, device, auto=AUTO_BATCH):
-    """Items a forward pass: --batch_size, or what `auto` says for the device."""
+def batch_size(args, device, auto, probe):
+    """Items a forward pass: --batch_size, or what `auto` says for the device; on a GPU as many of them as its memory holds.
+
+    probe: computes one item; see memory.batch.
+    """
     if args.batch_size == "auto":
-        return auto[device.type]
+        return memory.batch(device, auto, probe)
     if not args.batch_size.isdecimal() or int(args.batch_size) < 1:
         raise Problem(f"--batch_size {args.batch_size} is no number of images", "give a whole number from 1, or auto")
     return int(args.batch_size)
@@ -109,7 +112,7 @@ def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, p
     pixels), run in a thread. folders: {name: folder} of shards that do not lie in nsdfeat/.
     """
     attributes = attributes | models.identity(role) | {
-        "dtype": str(dtype).removeprefix("torch."), "code_version": __version__}
+        "dtype": models.dtype_name(dtype), "code_version": __version__}
     shards = {name: store.Shards(folders.get(name) or layout.features(args.workdir, name)) for name in names}
     ids = wanted(args, stimuli)
     for name, each in shards.items():
@@ -188,7 +191,12 @@ def blip_captions(args):
 
 
 def as_numpy(tensor):
-    """A tensor → float32 array. Raises Problem on NaN or infinity: half precision can overflow unseen."""
+    """A network's features → float32 array. Raises Problem on NaN or infinity: half precision can overflow unseen."""
+    return finite(tensor, "the network", "run again with --precision float32")
+
+
+def finite(tensor, who, todo):
+    """A tensor → float32 array. Raises Problem on NaN or infinity, which `who` returned."""
     if not torch.isfinite(tensor).all():
-        raise Problem("the network returned NaN or infinite features", "run again with --precision float32")
+        raise Problem(f"{who} returned NaN or infinite numbers", todo)
     return tensor.float().cpu().numpy()

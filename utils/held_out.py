@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils import cli, decoded, decoding, identification, layout, lazy, reconstruction, regression, store, trials
+from utils import cli, decoded, decoding, identification, layout, lazy, memory, reconstruction, regression, store, trials
 from utils.errors import Problem
 
 sklearn = lazy.module("sklearn")
@@ -221,6 +221,7 @@ def _of_target(target, roi, clusters, args, matrix, voxels, fitted, full, device
     each = fitted["use_stim"] == "each"
     activity = voxels.train if each else voxels.train_average
     rows = voxels.train_rows if each else np.arange(len(voxels.train_stimuli))
+    device = memory.ridge_device(device, *activity.shape)
 
     def refit(kept):
         return predict(activity, rows, train, kept, voxels.test, mode=fitted["mode"], alphas=fitted["alphas"],

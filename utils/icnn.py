@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from utils import cli, correlation, decoded, features, images, layout, lazy, mat5, models, store, trials
+from utils import cli, correlation, decoded, features, images, layout, lazy, mat5, memory, models, store, trials
 from utils.errors import Problem
 
 torch = lazy.module("torch")
@@ -59,7 +59,8 @@ def extract(args):
         args, stimuli, attributes | {"stored": args.store}, "vgg19",
         [layout.of_dataset(layer, args.dataset) for layer in layers], dtype,
         lambda inputs, _: [features.stored(found, args.store) for found in activations(encoder, inputs, layers, dtype)],
-        features.batch_size(args, device, EXTRACT_BATCH), prepare=lambda ids: encoder.prepare(stimuli.read(ids)))
+        features.batch_size(args, device, EXTRACT_BATCH, lambda: activations(encoder, encoder.blank(), layers, dtype)),
+        prepare=lambda ids: encoder.prepare(stimuli.read(ids)))
 
 
 @lazy.inference_mode
@@ -83,13 +84,15 @@ class Streamed:
             raise Problem(f"--stream with --target {target}", "only VGG19's layers are streamed; leave --stream out")
         dataset = "nsd" if layer == target else "occluded"
         self.layer, self.encoder = layer, models.vgg19(device)
-        self.dtype, self.batch = models.precision("auto", device), EXTRACT_BATCH[device.type]
+        self.dtype = models.precision("auto", device)
+        self.batch = memory.batch(device, EXTRACT_BATCH,
+                                  lambda: activations(self.encoder, self.encoder.blank(), [layer], self.dtype))
         self.stimuli, attributes = features.open_stimuli(
             SimpleNamespace(
                 dataset=dataset, workdir=args.workdir, stimuli_path=None, occluded_path=None, occluded_dir=None))
         self.dims = math.prod(self.encoder.shapes([layer])[layer])
         self.attributes = attributes | models.identity("vgg19") | {
-            "feature": target, "dtype": str(self.dtype).removeprefix("torch."), "stored": "streamed"}
+            "feature": target, "dtype": models.dtype_name(self.dtype), "stored": "streamed"}
 
     def __enter__(self):
         return self
@@ -260,10 +263,11 @@ def reconstruct(args):
     wanted = store.record(
         "recon_icnn_image_vgg19_dgn_relu7gen_gd.py", options,
         features={layer: store.digest(layout.manifest(folder)) for layer, folder in zip(LAYERS, folders)},
-        **models.identity("vgg19"), generator=models.identity("generator"))
+        **models.identity("vgg19"), generator=models.identity("generator"), **models.arithmetic(device))
     store.claim_folder(ws.gan_image(0, *own).parent, wanted, args.overwrite)
     chosen = cli.image_range(args.imgidx, len(trials.test_stimuli(ws)), "test image")
-    size = features.batch_size(args, device, AUTO_BATCH)
+    size = features.batch_size(args, device, AUTO_BATCH, lambda: invert(
+        encoder, generator, {layer: torch.ones(1, *shapes[layer]) for layer in LAYERS}, generator.bound[None], 1))
     # A batch with any picture missing is computed whole: a resumed run gives what an uninterrupted one would.
     batches = [chosen[start:start + size] for start in range(0, len(chosen), size)]
 
@@ -285,6 +289,9 @@ def reconstruct(args):
                 start = initial_features(args.seed, batch, len(generator.bound))
                 made = invert(encoder, generator, targets, start, args.n_iter, progress=lambda: bar.update(len(batch)))
                 pixels = encoder.pixels(made)
+                if not np.isfinite(pixels).all():
+                    raise Problem(f"the inversion of test images {batch[0]}..{batch[-1]} gave NaN or infinite pictures",
+                                  f"check their decoded features: run {made_by} --overwrite")
                 for index, exact, picture in zip(batch, pixels, to_uint8(pixels, levels)):
                     # The TIFF says that a picture is done: it comes last.
                     if args.overwrite or not ws.gan_image(index, *own).exists():
@@ -315,7 +322,7 @@ def feature_scale(args, ws, encoder):
     stimuli, _ = features.open_stimuli(args)
     train = trials.load_design(ws).split("tr").stimuli
     ids = train[np.unique(np.linspace(0, len(train) - 1, min(SCALE_IMAGES, len(train))).astype(int))]
-    size = EXTRACT_BATCH[encoder.device.type]
+    size = memory.batch(encoder.device, EXTRACT_BATCH, lambda: activations(encoder, encoder.blank(), LAYERS))
     blocks = [ids[start:start + size] for start in range(0, len(ids), size)]
     total = torch.zeros(len(LAYERS), dtype=torch.float64)
     with cli.progress(desc="spread of true features", total=len(ids), unit="img") as bar:

@@ -30,15 +30,8 @@ def inpaint(model, shown, hidden, noise, conditioning=None, *, steps=20, guidanc
     noise = noise.to(model.device)
     latents = noise * plan.init_noise_sigma
     empty = model.embed([""]).expand(len(noise), -1, -1)
-    text = empty if conditioning is None else torch.cat([empty, conditioning.to(model.device)])
     for timestep in plan.timesteps:
         latents = torch.where(free, latents, plan.add_noise(kept, noise, timestep.repeat(len(noise))))
-        given = plan.scale_model_input(latents, timestep)
-        given = given if conditioning is None else torch.cat([given, given])
-        predicted = model.checkpoint.unet(given.to(model.dtype), timestep,
-                                          encoder_hidden_states=text.to(model.dtype)).sample.float()
-        if conditioning is not None:
-            unconditional, conditional = predicted.chunk(2)
-            predicted = unconditional + guidance * (conditional - unconditional)
+        predicted = model.predict(plan.scale_model_input(latents, timestep), timestep, empty, conditioning, guidance)
         latents = plan.step(predicted, timestep, latents).prev_sample
-    return images.to_pixels(model.decode(torch.where(free, latents, kept)), model.size)
+    return images.to_pixels(model.decode_denoised(torch.where(free, latents, kept)), model.size)

@@ -3,6 +3,7 @@
 `utils/checkpoints.py` says which checkpoint a role is and where its files lie.
 """
 import functools
+import gc
 import pickle
 from pathlib import Path
 
@@ -33,16 +34,27 @@ UNREADABLE = (OSError, HTTPError, RuntimeError, AttributeError, EOFError, pickle
 
 def cpu_has_bfloat16():
     """True if the processor multiplies bfloat16 matrices natively; elsewhere bfloat16 is emulated and slow."""
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # private: where it is gone, float32 serves
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512") and supported is not None and supported()
 
 
-def precision(name, device):
+def precision(chosen, device):
     """The dtype that --precision names: auto is float16 on a GPU, bfloat16 on a CPU that has it, else float32."""
-    if name != "auto":
-        return getattr(torch, name)
+    if chosen != "auto":
+        return getattr(torch, chosen)
     if device.type == "cuda":
         return torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32
+
+
+def dtype_name(dtype):
+    """float16 for torch.float16: how records and --precision name it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def arithmetic(device):
+    """How a GPU multiplies float32, for the record: "ieee", or "tf32" (10 bits). Nothing for a CPU, which has one way."""
+    return {"float32": torch.backends.cudnn.conv.fp32_precision} if device.type == "cuda" else {}
 
 
 def _load(cls, role, method="from_pretrained", **options):
@@ -177,31 +189,31 @@ def _distance_network(role, where):
     """
     import torchvision
 
-    name = DISTANCE[role][0]
+    architecture = DISTANCE[role][0]
     try:
         if isinstance(where, Path):
             state = _state_dict(where)
         elif role == "swav":
             state = _downloaded(SWAV_URL)
         else:
-            state = _torchvision_state(name, where.rsplit("/", 1)[1])
-        network = torchvision.models.get_model(name)
+            state = _torchvision_state(architecture, where.rsplit("/", 1)[1])
+        network = torchvision.models.get_model(architecture)
         found = {key.removeprefix("module."): value for key, value in state.items()}
         lacking = network.load_state_dict(found, strict=False).missing_keys
     except UNREADABLE as error:
         raise Problem(f"cannot load the {role} weights from {where}: {error}",
                       "check the file, or the network for a hub") from error
     if body := [key for key in lacking if not key.startswith(("fc.", "classifier."))]:
-        raise Problem(f"the {role} weights in {where} lack {len(body)} tensors of {name} (the first is {body[0]})",
+        raise Problem(f"the {role} weights in {where} lack {len(body)} tensors of {architecture} (the first is {body[0]})",
                       "give a state dict under torchvision's names")
     return network
 
 
-def _torchvision_state(name, weights):
+def _torchvision_state(architecture, weights):
     """The state dict of torchvision's weights of a network, by their name."""
     import torchvision
 
-    return _downloaded(torchvision.models.get_model_weights(name)[weights].url, check_hash=True)
+    return _downloaded(torchvision.models.get_model_weights(architecture)[weights].url, check_hash=True)
 
 
 def _downloaded(url, check_hash=False):
@@ -270,6 +282,9 @@ def _cookbook(role, files):
 
 
 def forget():
-    """Free the loaded models, between the stages of one process."""
+    """Free the loaded models, and a GPU's memory with them, between the stages of one process."""
     for cached in (stable_diffusion, clip, classifier, blip, dpt, vgg19, generator):
         cached.cache_clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

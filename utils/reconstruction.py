@@ -131,16 +131,17 @@ def reconstruct(args):
     ws, device, run = layout.Workspace.of(args), cli.device(args.gpu), cli.run_name(args)
     method = "cvpr" if args.method == "latent" else args.method
     role = "sd_depth" if method == "depth" else "sd"
-    checkpoint = models.stable_diffusion(device, models.precision(args.precision, device), role)
-    model = diffusion.LatentDiffusion(checkpoint)
+    dtype = models.precision(args.precision, device)
+    model = diffusion.LatentDiffusion(models.stable_diffusion(device, dtype, role))
     inputs = Inputs(args, ws, method, model)
     chosen = cli.image_range(args.imgidx, inputs.count, "test image")
     folder = ws.samples(run)
-    store.claim_folder(folder, record(args, method, inputs, role), args.overwrite)
+    check_precision(folder, args, dtype)
+    store.claim_folder(folder, record(args, method, inputs, role, dtype), args.overwrite)
     save_originals(args, ws, folder, chosen)
 
     items = [(image, sample) for image in chosen for sample in range(args.n_samples)]
-    size = features.batch_size(args, device, AUTO_BATCH)
+    size = features.batch_size(args, device, AUTO_BATCH, lambda: model.probe(extra_channels=int(inputs.depths)))
     batches = [items[start:start + size] for start in range(0, len(items), size)]
     with cli.progress(desc=run, total=len(items), unit="sample") as bar:
         for batch in batches:
@@ -177,16 +178,30 @@ def denoise(model, args, inputs, batch):
                          steps=args.steps, guidance=args.guidance, solver=args.scheduler)
 
 
-def record(args, method, inputs, role):
+def record(args, method, inputs, role, dtype):
     """What makes the images of a run; the number of samples is left out, so that a run can be extended."""
-    return store.record("diffusion_decoding.py", {"method": method} | options(args), inputs.paths, **models.identity(role))
+    made = {"method": method} | options(args) | {"precision": models.dtype_name(dtype)}
+    return store.record("diffusion_decoding.py", made, inputs.paths, **models.identity(role))
+
+
+def check_precision(folder, args, dtype):
+    """Raises Problem where a run's images were made in another precision than --precision means here, or none knows in which."""
+    if args.overwrite or not layout.manifest(folder).exists():
+        return
+    found = store.read_json(layout.manifest(folder)).get("options", {}).get("precision")
+    if found == "auto":
+        raise Problem(f"{folder} was made with --precision auto by an earlier version, which did not record what that came to",
+                      "pass --overwrite to make it again, or use another --workdir")
+    if found not in (None, models.dtype_name(dtype)):
+        raise Problem(f"{folder} was made in {found}, and --precision {args.precision} is {models.dtype_name(dtype)} here",
+                      f"give --precision {found} to go on with it, or --overwrite to make it again")
 
 
 def options(args):
-    """The options that make a run's images what they are."""
+    """The options that make a run's images what they are; --precision auto is none, but what it comes to on a device is."""
     return {name: getattr(args, name) for name in (
         "dataset", "conditioning", "true_features", "shuffle_trials", "seed", "scheduler", "steps", "strength",
-        "guidance", "precision")}
+        "guidance", "precision") if (name, getattr(args, name)) != ("precision", "auto")}
 
 
 def save_originals(args, ws, folder, chosen):

@@ -25,12 +25,12 @@ A block of targets is held transposed, (dims, stimuli), so that each dim's value
 from dataclasses import dataclass
 
 import numpy as np
-from utils import lazy
+
+from utils import correlation, lazy
+from utils.products import product
 
 torch = lazy.module("torch")
 scipy = lazy.module("scipy")
-
-from utils import correlation
 
 #: `--mode fixed`: 1 … 1e6, log-spaced.
 FIXED_ALPHAS = tuple(float(a) for a in np.logspace(0, 6, 10))
@@ -241,11 +241,14 @@ class Decoder:
             yield rows, self._standardised(self._raw[rows])
 
     def _full_gram(self):
-        """G (voxels, voxels) of all trials; keeps that of each fold's training trials until it is factorised."""
-        own = [self._gram_of(validation) for validation in self.validation_trials]
-        total = own[0].clone()
-        for gram in own[1:]:
-            total += gram
+        """G (voxels, voxels) of all trials. On a CPU that of each fold's training trials is kept until it is factorised; a
+        GPU's memory holds one at a time, and `_training_gram` makes it again."""
+        kept = self.device.type == "cpu"
+        own = [self._gram_of(self.validation_trials[0])]
+        total = own[0].clone() if kept else own.pop()
+        for validation in self.validation_trials[1:]:
+            own.append(self._gram_of(validation))
+            total += own[-1] if kept else own.pop()
         for k, gram in enumerate(own):
             self._training_grams[k] = self._downdated(k, total, gram)
         return total
@@ -880,18 +883,6 @@ class _SeriesFold(_VoxelFold):
 
 
 # -------------------------------------------------------------------- numerics
-
-
-def product(left, right):
-    """left (n, m) @ right (m, k).
-
-    In single precision on a CPU by oneDNN, which PyTorch's own @ does not use: it takes MKL, of half the rate on a
-    processor that is not Intel's (`benchmarks/ridge.py` prints both)."""
-    if left.device.type != "cpu" or left.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
-        return left @ right
-    # oneDNN has no fast kernel for a right factor with gaps.
-    weight = right.T if right.is_contiguous() or right.T.is_contiguous() else right.T.contiguous()
-    return torch.ops.mkldnn._linear_pointwise(left, weight, None, "none", [], "")
 
 
 def _tiles(right, n_trials):

@@ -53,6 +53,7 @@ class Commands:
     def __init__(self, args, dataset):
         self.args, self.dataset, self.occluded = args, dataset, dataset == "occluded"
         self.subject, self.gpu = ["--subject", args.subject], ["--gpu", str(args.gpu)]
+        self.network = self.gpu + ([] if args.batch_size is None else ["--batch_size", str(args.batch_size)])
         self.images = ["--imgidx", *map(str, args.imgidx)] if args.imgidx else []
         self.flag = ["--dataset", "occluded"] if self.occluded else []
 
@@ -63,7 +64,7 @@ class Commands:
         return [layout.of_dataset(feature, self.dataset) for feature in features]
 
     def extract(self, whole, twin, *flags):
-        return [self._script(whole, twin), *self.subject, *self.gpu, *flags]
+        return [self._script(whole, twin), *self.subject, *self.network, *flags]
 
     def pair(self, feature, use_stim):
         script = self._script("make_subjstim.py", "make_subjstim_occluded.py")
@@ -84,7 +85,7 @@ class Commands:
         """Decode BLIP's embedding, and caption the test images from it."""
         return [self.extract("img2feat_blip.py", "img2feat_blip_occlusion.py", "--skip_captions"),
                 self.pair("blip", "ave"), self.fit(["blip"], decoded.ROIS),
-                [self._script("decode_captions.py", "decode_captions_occluded.py"), *self.subject, *self.gpu]]
+                [self._script("decode_captions.py", "decode_captions_occluded.py"), *self.subject, *self.network]]
 
     def gan(self):
         """Decode VGG19's layers, and invert them to an image."""
@@ -92,14 +93,14 @@ class Commands:
                 ["make_subjstim_vgg19.py", "--layer", "all", *self.subject, *self.flag],
                 self.fit(icnn.LAYERS, decoded.ROIS),
                 ["make_vgg19fromdecode.py", *self.subject, *self.flag],
-                ["recon_icnn_image_vgg19_dgn_relu7gen_gd.py", *self.subject, *self.gpu, *self.flag, *self.images,
+                ["recon_icnn_image_vgg19_dgn_relu7gen_gd.py", *self.subject, *self.network, *self.flag, *self.images,
                  "--seed", str(self.args.seed)]]
 
     def depth(self):
         """Decode DPT's hidden states, and turn them into depth maps."""
-        return [["img2feat_dpt.py", *self.subject, *self.gpu, *self.flag],
+        return [["img2feat_dpt.py", *self.subject, *self.network, *self.flag],
                 *(self.pair(name, "ave") for name in depth.NAMES), self.fit(depth.NAMES, decoded.ROIS),
-                *(["dptemb2dpt.py", *self.subject, *self.gpu, *self.flag, *self.images, *true] for true in ([], ["--true_features"]))]
+                *(["dptemb2dpt.py", *self.subject, *self.network, *self.flag, *self.images, *true] for true in ([], ["--true_features"]))]
 
     def completion(self):
         """Ask sessions of occluded viewing whether the brain completes."""

@@ -1,0 +1,93 @@
+"""The GPU path without a GPU: the numerics on a pretended device, and their results beside the CPU's."""
+import numpy as np
+import pytest
+import torch
+
+from mini_nsd import scenes
+from tests import pretend_gpu
+from utils import captioning, depth, diffusion, evaluators, features, icnn, images, inpainting, models, regression
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NSD_MODELS", "tiny")
+        yield
+        models.forget()
+
+
+@pytest.fixture(scope="module")
+def stimuli():
+    return np.stack([scenes.render(scenes.sample(73, index)).image for index in range(2)])
+
+
+def on(kind, compute):
+    """(result on the pretended device, on the CPU)"""
+    models.forget()
+    with pretend_gpu.Device(kind) as gpu:
+        there = compute(gpu.device)
+    models.forget()
+    return there, compute(CPU)
+
+
+def test_the_pretended_device_refuses_what_cuda_refuses():
+    with pretend_gpu.Device("cuda") as gpu:
+        there = torch.ones(2, 3).to(gpu.device)
+        for wrong in (lambda: there + torch.ones(3), lambda: torch.ones(3)[there[0].long()], lambda: np.asarray(there),
+                      lambda: torch.randn(2, generator=torch.Generator(), device=gpu.device)):
+            with pytest.raises((pretend_gpu.Mixed, TypeError)):
+                wrong()
+        assert float((there + torch.tensor(1.0)).sum()) == 12 and there[:, torch.tensor([0])].cpu().shape == (2, 1)
+    with pretend_gpu.Device("mps") as gpu, pytest.raises(TypeError):
+        torch.ones(2, dtype=torch.float64).to(gpu.device)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("mode", ["fixed", "paper"])
+@pytest.mark.parametrize("trials, voxels, alphas", [
+    (120, 20, regression.FIXED_ALPHAS), (60, 90, regression.FIXED_ALPHAS), (400, 10, (1e-6, 1e-3, 1e-1)), (60, 90, (1e-6, 1.0))])
+def test_ridge(kind, mode, trials, voxels, alphas):
+    def fit(device):
+        random = np.random.default_rng(0)
+        x, y = random.standard_normal((trials, voxels)), random.standard_normal((trials // 2, 30)).astype(np.float32)
+        decoder = regression.Decoder(x, np.arange(trials) // 2, mode=mode, device=device, alphas=alphas)
+        out = np.empty((5, 30), np.float32)
+        decoder.predict_to(y, random.standard_normal((5, voxels)), out, test_features=random.standard_normal((5, 30)))
+        return out
+    np.testing.assert_allclose(*on(kind, fit), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind, dtype", [("cuda", torch.bfloat16), ("mps", torch.float32)])
+def test_everything_else(kind, dtype, stimuli):
+    def diffuse(device):
+        model = diffusion.LatentDiffusion(models.stable_diffusion(device, dtype))
+        latents, told = features.as_numpy(model.encode(model.prepare(stimuli))), features.as_numpy(model.caption_features([["a ball"]] * 2))
+        noise = torch.stack([diffusion.sample_noise(0, i, 0, (4, model.latent_side, model.latent_side)) for i in range(2)])
+        start, told = model.start_image(torch.from_numpy(latents)), torch.from_numpy(told)
+        made = [images.to_pixels(model.img2img(begin, text, noise, steps=3, solver=solver, progress=False))
+                for begin, text, solver in ((start, told, "ddim"), (start, told, "dpm"), (None, told, "unipc"), (start, None, "ddim"))]
+        hidden = np.zeros(stimuli.shape[:3], bool)
+        hidden[:, 100:300, 100:300] = True
+        made += [inpainting.inpaint(model, stimuli, hidden, noise, text, steps=2) for text in (None, told)]
+        return np.concatenate([each.ravel() for each in made]).astype(int)
+
+    def others(device):
+        captioner = captioning.Captioner(*models.blip(device, dtype))
+        seen = features.stored(captioner.embed(captioner.prepare(stimuli)), "float32")
+        captioner.caption(torch.from_numpy(seen))
+        estimator = depth.DepthEstimator(*models.dpt(device, dtype))
+        states = [torch.from_numpy(features.stored(each, "float32")) for each in estimator.hidden_states(estimator.prepare(stimuli))]
+        encoder, generator = models.vgg19(device), models.generator(device)
+        true = [torch.from_numpy(features.stored(each, "float32")) for each in icnn.activations(encoder, encoder.prepare(stimuli), icnn.LAYERS)]
+        targets = {layer: icnn.shifted_and_scaled(each, 1.0) for layer, each in zip(icnn.LAYERS, true)}
+        made = icnn.invert(encoder, generator, targets, icnn.initial_features(0, [0, 1], len(generator.bound)), 2)
+        judged = evaluators.Evaluators(["inception", "alexnet5", "clip", "clip_h6"], device)(stimuli)
+        return np.concatenate([np.ravel(each) for each in (
+            seen, depth.normalise(estimator.depth(states)).cpu().numpy(), icnn.to_uint8(encoder.pixels(made), "clip").astype(int),
+            captioning.clip_text_features(device)(["a red ball"]), *judged.values())])
+
+    for compute in (diffuse, others):
+        there, here = on(kind, compute)
+        np.testing.assert_allclose(there, here, atol=2)
