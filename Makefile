@@ -29,11 +29,11 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m jupytext --quiet --sync notebooks/*.py
 	$(BIN)/python -m nbconvert --clear-output --inplace --log-level ERROR notebooks/*.ipynb
 
-# The notebooks on what `make demo` left, as pages beside its report. An empty address keeps a page from fetching a library.
+# The notebooks on what `make demo` left, as pages beside its report.
 notebooks: $(VENV)/.installed
 	WORKDIR=$(abspath $(DEMO))/work NSD_ROOT=$(abspath $(DEMO))/world NSD_MODELS=tiny \
-		$(BIN)/python -m nbconvert --to html --execute --template classic --log-level ERROR \
-		--HTMLExporter.mathjax_url= --HTMLExporter.require_js_url= --HTMLExporter.jquery_url= \
+		$(BIN)/python -m nbconvert --to html --execute --log-level ERROR \
+		--template notebook_page --TemplateExporter.extra_template_basedirs=docs \
 		--output-dir $(DEMO)/work/report/subj01/notebooks notebooks/*.ipynb
 
 # The newest versions that the ranges allow, in a fresh environment. What torch itself pins for CUDA is left to torch.

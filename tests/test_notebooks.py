@@ -2,6 +2,7 @@
 import asyncio
 import contextlib
 import os
+import re
 from pathlib import Path
 from unittest import mock
 
@@ -9,7 +10,7 @@ import jupytext
 import nbclient
 import pytest
 from ipykernel.kernelspec import KERNEL_NAME
-from nbconvert import ScriptExporter
+from nbconvert import HTMLExporter, ScriptExporter
 
 from tests import stage_runs
 from utils import layout, notebooks
@@ -71,7 +72,8 @@ def executed(world, workdir, tmp_path_factory):
 
 
 def test_each_notebook_is_its_source_without_output():
-    assert {path.stem for path in (ROOT / "notebooks").iterdir()} == set(NAMES)
+    for ending in ("py", "ipynb"):
+        assert {path.stem for path in (ROOT / "notebooks").glob(f"*.{ending}")} == set(NAMES)
     for name in NAMES:
         ours, source = jupytext.read(notebook(name)), jupytext.read(notebook(name).with_suffix(".py"))
         both = ([(cell.cell_type, cell.source) for cell in pair.cells] for pair in (ours, source))
@@ -89,6 +91,13 @@ def test_each_cell_but_the_first_shows_a_figure_of_the_simulated_subject(execute
         shown = [output for output in cell.outputs if "image/png" in output.get("data", {})]
         assert len(shown) == 1, cell.source
         assert "simulated" in shown[0].metadata["image/png"]["alt"]
+
+
+def test_a_rendered_page_holds_its_pictures_says_what_they_are_and_fetches_nothing(executed):
+    exporter = HTMLExporter(template_name="notebook_page", extra_template_basedirs=[str(ROOT / "docs")])
+    page, _ = exporter.from_notebook_node(executed["img2feat_blip"])
+    assert len(re.findall(r'<img alt="[^"]*simulated subject"\s+src="data:image/png;base64,', page)) == 2
+    assert not re.search(r"<script|<link|@import|src=\"(?!data:)|url\((?!data:)", page)
 
 
 def test_trials_that_are_read_again_are_the_stored_ones(executed):
