@@ -6,7 +6,7 @@ DEMO ?= demo
 # Exact versions where they were tried, ranges elsewhere (docs/platforms.md).
 REQUIREMENTS ?= $(shell $(PYTHON) -c "import platform as p; print('requirements.lock' if (p.system(), p.machine(), *p.python_version_tuple()[:2]) == ('Linux', 'x86_64', '3', '11') else 'requirements-test.txt')")
 
-.PHONY: demo test lint bench docs lock clean
+.PHONY: demo test lint bench docs notebooks lock clean
 
 $(VENV)/.installed: requirements.txt requirements-test.txt requirements.lock
 	$(PYTHON) -c "import utils"
@@ -29,6 +29,15 @@ bench: $(VENV)/.installed
 
 docs: $(VENV)/.installed
 	$(BIN)/python docs/make_commands.py
+	$(BIN)/python -m jupytext --quiet --sync notebooks/*.py
+	$(BIN)/python -m nbconvert --clear-output --inplace --log-level ERROR notebooks/*.ipynb
+
+# The notebooks on what `make demo` left, as pages beside its report.
+notebooks: $(VENV)/.installed
+	WORKDIR=$(abspath $(DEMO))/work NSD_ROOT=$(abspath $(DEMO))/world NSD_MODELS=tiny \
+		$(BIN)/python -m nbconvert --to html --execute --log-level ERROR \
+		--template notebook_page --TemplateExporter.extra_template_basedirs=docs \
+		--output-dir $(DEMO)/work/report/subj01/notebooks notebooks/*.ipynb
 
 # The newest versions that the ranges allow, in a fresh environment. What torch itself pins for CUDA is left to torch.
 lock:

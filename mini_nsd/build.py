@@ -30,7 +30,7 @@ import numpy as np
 import scipy.io
 
 from mini_nsd import brain, occluded_viewing, scenes
-from utils import __version__, cli, layout, locks, store, system
+from utils import __version__, cli, layout, locks, nsd, store, system
 from utils.errors import Problem
 
 SEED = 73                       # of the stimuli's scenes; the models were trained on others
@@ -375,11 +375,6 @@ def _zscore(betas):
     return centred / np.maximum(centred.std(0), 1e-6)
 
 
-def noise_ceiling(ratio, repeats=REPEATS):
-    """Percent of the variance of an average over `repeats` trials that is signal (NSD data manual)."""
-    return 100 * ratio ** 2 / (ratio ** 2 + 1 / repeats)
-
-
 def write_truth(root, plan, brains, options, ratios):
     """simulated/truth.json: the forward model's parameters, voxel by voxel."""
     content = {"SIMULATED": "ground truth of mini_nsd's forward model", "options": options,
@@ -462,7 +457,7 @@ def build(folder, subjects=tuple(SESSIONS), noise=1.0, scale=1.0, workers=WORKER
 
 def _summary(one, ratio):
     """Mean noise ceiling in percent (three trials) by ROI, and over all ROI voxels."""
-    ceiling = noise_ceiling(ratio)
+    ceiling = nsd.noise_ceiling(ratio, REPEATS)
     by_roi = {roi: round(float(np.nanmean(ceiling[one.anatomy.label == k])), 1) for k, roi in enumerate(layout.ROIS, 1)}
     return by_roi | {"all": round(float(np.nanmean(ceiling[one.anatomy.label > 0])), 1)}
 

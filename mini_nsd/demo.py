@@ -21,7 +21,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the world and the results go")
     args = parser.parse_args()
-    world, work = args.folder / "world", args.folder / "work"
+    world, work = layout.demo(args.folder)
     started = time.monotonic()
     run("-m", "mini_nsd.build", world, "--subjects", SUBJECT)
     with serve.serving(world) as endpoint:

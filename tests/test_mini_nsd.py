@@ -340,7 +340,7 @@ def test_ncsnr_follows_nsds_definition_where_every_image_came_three_times():
 
 def test_noise_ceilings_look_like_nsds():
     one = brain.make("subj01")
-    ceiling = build.noise_ceiling(one.ncsnr())
+    ceiling = nsd.noise_ceiling(one.ncsnr(), build.REPEATS)
     assert 33 < ceiling.mean() < 39
     assert np.percentile(ceiling, 95) > 70 and 0.18 < (ceiling == 0).mean() < 0.26
     sizes = np.bincount(one.roi)[1:]

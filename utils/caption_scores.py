@@ -37,7 +37,7 @@ def score(captions, references, embed, seed=42):
     found["overlap"] = float(own.mean())
     if len(references) < 2:
         return found
-    table, similar = _identified(captions, references, embed)
+    table, similar = identified(captions, references, embed)
     n, near = len(similar), np.diagonal(similar)
     return found | {
         "identification": identification.summary_of(table, seed), "similarity": float(near.mean()),
@@ -52,7 +52,7 @@ def _left_out(references):
     return [k % counts for k in range(counts.max())] if counts.min() > 1 else [None]
 
 
-def _identified(captions, references, embed):
+def identified(captions, references, embed):
     """((n, n) accuracies as of identification.pairwise_accuracy, (n, n) similarity of caption i to image j)."""
     theirs = [embed(each).astype(np.float64) for each in references]
     said = None if captions is None else embed(captions).astype(np.float64)

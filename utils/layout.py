@@ -342,6 +342,12 @@ def _found(folder, ending):
     return dict(sorted(images.items()))
 
 
+def demo(folder=None):
+    """(NSD_ROOT, working folder) of the simulated subject in the folder of `make demo`, by default the repository's demo/."""
+    folder = Path(__file__).resolve().parent.parent / "demo" if folder is None else Path(folder)
+    return folder / "world", folder / "work"
+
+
 def stimuli(workdir):
     """The cached copy of NSD's nsd_stimuli.hdf5."""
     return Path(workdir) / "nsd_stimuli.hdf5"

@@ -489,6 +489,11 @@ def ncsnr(root, subject):
     return volume.astype(np.float32), grid
 
 
+def noise_ceiling(ratio, repeats):
+    """Percent of the variance of an average over `repeats` trials that is signal, by ncsnr (NSD data manual)."""
+    return 100 * ratio ** 2 / (ratio ** 2 + 1 / repeats)
+
+
 # captions
 
 

@@ -100,6 +100,19 @@ def test_stimuli(ws):
 test_stimuli.__test__ = False  # a name that pytest would take for a test
 
 
+def in_scan_order(ws, design, tag, voxels=slice(None)):
+    """(trials, voxels) betas of a ROI as stored, training and test trials together in scan order.
+
+    tag: see `layout.VoxelChoice.tag`. voxels: which columns, as numpy indexes them.
+    """
+    parts = {split: store.read_npy(ws.betas(tag, split), mmap=True, made_by=f"make_subjmri.py --subject {ws.subject}")[:, voxels]
+             for split in SPLITS}
+    out = np.empty((len(design.stims), parts["tr"].shape[1]), parts["tr"].dtype)
+    for split, betas in parts.items():
+        out[design.split(split).trials] = betas
+    return out
+
+
 def averages(betas, rows, count):
     """Yield (count, voxels) means over the trials of each stimulus, a block of stimuli at a time, in order.
 
