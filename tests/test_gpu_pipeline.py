@@ -1,4 +1,4 @@
-"""The whole pipeline on a local NSD and a pretended GPU, beside the same run on the CPU; what it does when memory is short."""
+"""The whole pipeline on a local NSD and a pretended GPU, beside the same run on the CPU; and short memory."""
 import json
 from types import SimpleNamespace
 
