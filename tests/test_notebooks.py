@@ -1,4 +1,4 @@
-"""The notebooks are their sources, run on a tiny world, and show a figure a cell, which calls the simulated simulated."""
+"""The notebooks are their sources, run on a tiny world, and show figures that call the simulated simulated."""
 import asyncio
 import contextlib
 import os
@@ -49,7 +49,7 @@ def workdir(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def executed(world, workdir, tmp_path_factory):
-    """{name: the notebook with its output}, each run where Jupyter would; "nothing": the first without a run to look at."""
+    """{name: the notebook with its output}, run where Jupyter would; "nothing": the first without a run to look at."""
     folder = tmp_path_factory.mktemp("none")
     given = {name: (jupytext.read(notebook(name)), workdir) for name in NAMES}
     given["nothing"] = jupytext.read(notebook(NAMES[0])), folder
@@ -79,7 +79,8 @@ def test_each_notebook_is_its_source_without_output():
         both = ([(cell.cell_type, cell.source) for cell in pair.cells] for pair in (ours, source))
         assert next(both) == next(both), f"{name}: run make docs"
         assert ours.metadata["language_info"] == source.metadata["language_info"]
-        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in ours.cells), f"{name}: run make docs"
+        run = [cell for cell in ours.cells if cell.get("outputs") or cell.get("execution_count")]
+        assert not run, f"{name}: run make docs"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,7 +102,8 @@ def test_a_rendered_page_holds_its_pictures_says_what_they_are_and_fetches_nothi
 
 
 def test_trials_that_are_read_again_are_the_stored_ones(executed):
-    said = [output.text for cell in executed["make_subjmri"].cells for output in cell.get("outputs", []) if "text" in output]
+    outputs = [output for cell in executed["make_subjmri"].cells for output in cell.get("outputs", [])]
+    said = [output.text for output in outputs if "text" in output]
     assert "the 8 trials read again are the same: True\n" in said
 
 

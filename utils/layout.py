@@ -343,7 +343,7 @@ def _found(folder, ending):
 
 
 def demo(folder=None):
-    """(NSD_ROOT, working folder) of the simulated subject in the folder of `make demo`, by default the repository's demo/."""
+    """(NSD_ROOT, working folder) of the simulated subject in a folder of `make demo`, by default the repository's."""
     folder = Path(__file__).resolve().parent.parent / "demo" if folder is None else Path(folder)
     return folder / "world", folder / "work"
 

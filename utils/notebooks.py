@@ -54,7 +54,7 @@ def start(subject, workdir=None):
 
 
 def _show():
-    """Plot in the figures' style. In a notebook, a figure shows as a PNG that its title describes, a Problem as a line."""
+    """Plot in the figures' style. In a notebook, show a figure as a PNG described by its title, a Problem as a line."""
     plt.rcParams.update(figures.STYLE)
     warnings.filterwarnings("ignore", message="IProgress not found")  # of tqdm, which then draws its bars as text
     ipython = sys.modules.get("IPython")

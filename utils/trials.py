@@ -105,8 +105,8 @@ def in_scan_order(ws, design, tag, voxels=slice(None)):
 
     tag: see `layout.VoxelChoice.tag`. voxels: which columns, as numpy indexes them.
     """
-    parts = {split: store.read_npy(ws.betas(tag, split), mmap=True, made_by=f"make_subjmri.py --subject {ws.subject}")[:, voxels]
-             for split in SPLITS}
+    made_by = f"make_subjmri.py --subject {ws.subject}"
+    parts = {split: store.read_npy(ws.betas(tag, split), mmap=True, made_by=made_by)[:, voxels] for split in SPLITS}
     out = np.empty((len(design.stims), parts["tr"].shape[1]), parts["tr"].dtype)
     for split, betas in parts.items():
         out[design.split(split).trials] = betas
