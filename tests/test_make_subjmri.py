@@ -146,8 +146,9 @@ def test_voxels_without_a_noise_ceiling_are_left_out_and_said(world, tmp_path, c
     ws = make(tmp_path, "--ncsnr_min", "0")
     assert f"1 of {count} voxels of early have no ncsnr (NaN) and are left out" in capsys.readouterr().err
     assert np.load(ws.betas("early-ncsnr0", "tr")).shape[1] == count - 1
-    record = store.read_json(layout.sidecar(ws.betas("early-ncsnr0", "tr")))
-    assert record["left_out"] == {"rois": [], "voxels_without_ncsnr": {"early-ncsnr0": 1}}
+    for average in (False, True):
+        record = store.read_json(layout.sidecar(ws.betas("early-ncsnr0", "tr", average)))
+        assert record["left_out"] == {"rois": [], "voxels_without_ncsnr": {"early-ncsnr0": 1}}
 
 
 def test_zscore_uses_training_trials_of_the_session_only(world, tmp_path):

@@ -19,6 +19,8 @@ from utils import layout, store
 ROOT = Path(__file__).resolve().parent.parent
 SUBJECT = "subj01"
 SAMPLING = ["--n_samples", "2", "--steps", "5", "--scheduler", "dpm"]
+EVERYTHING = ["--subject", SUBJECT, "--gpu", "-1", "--methods", "cvpr", "--datasets", "nsd", "occluded", "--controls",
+              "--completion", *SAMPLING]
 
 
 def run(script, *arguments, environment, expect=0):
@@ -43,8 +45,7 @@ def served(tmp_path_factory):
 def work(served, tmp_path_factory):
     """The working folder of a finished run of everything the CVPR method has."""
     folder = tmp_path_factory.mktemp("work")
-    done = run("run_pipeline.py", "--subject", SUBJECT, "--workdir", folder, "--gpu", "-1", "--methods", "cvpr",
-               "--datasets", "nsd", "occluded", "--controls", *SAMPLING, environment=served)
+    done = run("run_pipeline.py", "--workdir", folder, *EVERYTHING, environment=served)
     (folder / "stdout.txt").write_text(done.stdout)
     return folder
 
@@ -120,11 +121,17 @@ def test_nothing_of_the_true_image_feeds_a_decoded_run(ws):
 
 
 def test_a_finished_pipeline_does_nothing_again(served, work, ws):
-    before = {path: path.stat().st_mtime_ns for path in work.rglob("*.npy")} | {
-        path: path.stat().st_mtime_ns for path in work.rglob("*.png") if "figures" not in path.parts}
-    run("run_pipeline.py", "--subject", SUBJECT, "--workdir", work, "--gpu", "-1", "--methods", "cvpr", "--datasets",
-        "nsd", "occluded", "--controls", *SAMPLING, environment=served)
+    drawn = (ws.figure("decoding", "png").parent, ws.completion)  # figures, which every run draws anew
+    before = {path: path.stat().st_mtime_ns for ending in ("npy", "png") for path in work.rglob(f"*.{ending}")
+              if path.parent not in drawn}
+    run("run_pipeline.py", "--workdir", work, *EVERYTHING, environment=served)
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_status_of_a_finished_pipeline_says_that_all_is_done(served, work):
+    said = run("run_pipeline.py", "--workdir", work, *EVERYTHING, "--status", environment=served).stdout
+    lines = [line for line in said.splitlines() if "] python " in line]
+    assert "amodal_completion.py" in said and not [line for line in lines if not line.startswith("done")], said
 
 
 def test_a_killed_reconstruction_resumes_to_the_same_bytes(served, work, ws, tmp_path):
