@@ -5,7 +5,8 @@ import torch
 
 from mini_nsd import scenes
 from tests import pretend_gpu
-from utils import captioning, depth, diffusion, evaluators, features, icnn, images, inpainting, models, regression
+from utils import caption_scores, captioning, depth, diffusion, evaluators, features, icnn, images, inpainting, models
+from utils import regression
 
 CPU = torch.device("cpu")
 
@@ -95,7 +96,7 @@ def test_everything_else(kind, dtype, stimuli):
         return np.concatenate([np.ravel(each) for each in (
             seen, depth.normalise(estimator.depth(states)).cpu().numpy(),
             icnn.to_uint8(encoder.pixels(made), "clip").astype(int),
-            captioning.clip_text_features(device)(["a red ball"]), *judged.values())])
+            caption_scores.clip_text_features(device)(["a red ball"]), *judged.values())])
 
     for compute in (diffuse, others):
         there, here = on(kind, compute)
