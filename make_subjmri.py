@@ -7,7 +7,8 @@ Writes  mrifeat/{subject}/{subject}_stims.npy, _stims_ave.npy, _stims_ave_test.n
         {subject}_stims_tridx.npy and _stims_ave_tridx.npy (1 where a trial or stimulus trains, 0 where it tests),
         {subject}_{roi}_betas_{tr,te}.npy (int16, NSD's integers), {subject}_{roi}_betas_ave_{tr,te}.npy (float32)
 """
-from utils import cli, layout, mrifeat, s3
+from utils import cli, layout
+from utils.nsd import mrifeat, s3
 
 
 def main(argv=None):

@@ -17,7 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mini_nsd import brain, occluded_viewing, scenes
-from utils import cli, completion_stage, layout, pattern_indices
+from utils import cli, layout
+from utils.completion import completion_stage, pattern_indices
 
 # sd of gaze (degrees), factor on receptive fields
 SETTINGS = ((0.0, 1.0), (0.2, 1.0), (0.5, 1.0), (1.0, 1.0), (0.0, 2.0), (0.2, 2.0))

@@ -90,8 +90,9 @@ def _stage(argv, environment, reply, kill_at, settings):
     sys.argv, sys.stdout, sys.stderr = argv, out, err
     _count_renames(count, kill_at)
     if settings.get("shard"):
-        from utils import features, occlusion
-        features.SHARD, occlusion.PART_IMAGES = settings["shard"], 10 * settings["shard"]
+        from utils.features import extraction
+        from utils.occlusion import occluders
+        extraction.SHARD, occluders.PART_IMAGES = settings["shard"], 10 * settings["shard"]
     if settings.get("file_size"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (settings["file_size"],) * 2)
     if settings.get("disk"):

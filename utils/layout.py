@@ -243,7 +243,7 @@ class Workspace:
     @property
     def report(self):
         """The one self-contained page that make_report.py writes;
-        `report.json` beside it says what it was made from."""
+        `page.json` beside it says what it was made from."""
         return self.workdir / "report" / self.subject / "report.html"
 
     def found_records(self):
