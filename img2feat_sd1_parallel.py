@@ -26,7 +26,8 @@ def main(argv=None, dataset="nsd"):
 
     stimuli, attributes = extraction.open_stimuli(args)
     captions, origin = extraction.captions(args)
-    coco_captions.captions_of(captions, extraction.wanted(args, stimuli))  # a missing one is found out now, not after hours
+    # A missing caption is found out now, not after hours.
+    coco_captions.captions_of(captions, extraction.wanted(args, stimuli))
     device = cli.device(args.gpu)
     dtype = loading.precision(args.precision, device)
     model = diffusion.LatentDiffusion(loading.stable_diffusion(device, dtype))

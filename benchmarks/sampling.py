@@ -22,8 +22,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks._shared import extract_as_published, extract_features, fastest, real, scene_stimuli, small  # noqa: E402
-from utils import images, layout
-from utils.evaluate import identification, judging_networks
+from utils import images, layout  # noqa: E402
+from utils.evaluate import identification, judging_networks  # noqa: E402
 from utils.generate import diffusion  # noqa: E402
 
 IMAGES = 64

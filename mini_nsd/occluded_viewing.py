@@ -65,7 +65,8 @@ def lid(rendering):
     if len(rendering.amodal) < 2:
         return None
     in_view = np.array([(rendering.labels == position).sum() for position in range(len(rendering.amodal))])
-    clear = (brain.visibility(rendering) >= occluded_pictures.CLEAR_SHARE) & (in_view >= occluded_pictures.CLEAR_AREA * side ** 2)
+    clear = brain.visibility(rendering) >= occluded_pictures.CLEAR_SHARE
+    clear &= in_view >= occluded_pictures.CLEAR_AREA * side ** 2
     if not clear.any():
         return None
     rows, columns = np.nonzero(rendering.labels == int(np.argmin(np.where(clear, in_view, side ** 2))))

@@ -14,6 +14,7 @@ def _without_screen():
 
 
 plt = lazy.module("matplotlib.pyplot", before=_without_screen)
+
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 GREY, BLACK = "#8C8C8C", "#222222"
 METHOD_COLOURS = {"cvpr": BLUE, "text": ORANGE, "gan": GREEN, "depth": PURPLE}
@@ -25,9 +26,6 @@ STYLE = {
     "xtick.labelsize": 8, "ytick.labelsize": 7.5, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.7, "xtick.major.width": 0.7, "ytick.major.width": 0.7, "pdf.fonttype": 42, "savefig.dpi": 300,
 }
-
-
-# reconstructions
 
 
 def evenly(length, count):

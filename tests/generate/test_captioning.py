@@ -202,7 +202,8 @@ def test_stage_stores_half_precision_embeddings_and_captions_of_them(world, stim
     expected = captioner.caption(torch.from_numpy(found.astype(np.float32)))
     assert extraction.blip_captions(args) == {index: [caption] for index, caption in enumerate(expected)}
     whole = path.read_bytes()
-    text_files.write_json(path, dict(list(text_files.read_json(path).items())[:3]))  # as a killed run would have left it
+    # As a killed run would have left it.
+    text_files.write_json(path, dict(list(text_files.read_json(path).items())[:3]))
     img2feat_blip.main(common)
     assert path.read_bytes() == whole
 
@@ -312,7 +313,8 @@ def test_what_cannot_be_captioned_is_refused_by_name_and_leaves_no_file(world):
     for target, todo in refused:
         with pytest.raises(Problem, match=todo):
             decode_captions_occluded.main(arguments(world, "--target", target), dataset="occluded")
-    arrays.write_npy(world.scores(ROIS, "blip_occluded", "occluded"), np.zeros((4, 6400), np.float32))  # a latent's size
+    latent = np.zeros((4, 6400), np.float32)
+    arrays.write_npy(world.scores(ROIS, "blip_occluded", "occluded"), latent)
     with pytest.raises(Problem, match="6400"):
         decode_captions_occluded.main(arguments(world), dataset="occluded")
     assert not list(world.decoded.rglob("*.csv"))

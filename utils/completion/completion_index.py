@@ -26,9 +26,6 @@ PERMUTATIONS = 2000
 BOOTSTRAP, PERMUTE = 0, 1                       # streams of randomness
 
 
-# the index
-
-
 @dataclass
 class Scores:
     """Per image of one ROI and feature. above, below (m,): numerators and denominators of the index.

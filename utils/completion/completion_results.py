@@ -14,9 +14,6 @@ CLOSENESS = ("roi", "feature", "source", *closeness.FIELDS)
 FORM = ".6g"
 
 
-# writing and reading
-
-
 def read_table(ws):
     """Rows of index.csv as {field: value}: numbers as float (NaN where empty), yes and no as bool."""
     return _read_csv(ws.completion_result("index", "csv"))

@@ -1,4 +1,4 @@
-"""What amodal_completion.py does around the numerics of utils/completion.py: reading, ROI after ROI, writing."""
+"""What amodal_completion.py does around the completion index: reading, ROI after ROI, writing."""
 from dataclasses import dataclass
 
 import numpy as np

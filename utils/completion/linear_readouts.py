@@ -6,8 +6,6 @@ import numpy as np
 from utils.completion import context_model
 from utils.ridge import penalties, ridge_decoder
 
-# a brain
-
 
 @dataclass(frozen=True)
 class Readout:

@@ -126,7 +126,8 @@ def evaluate(ws, run, device, absent, overwrite):
     """Write what one run's pictures measure, per image, unless it is there; returns the path."""
     pictures = Pictures(ws.samples(run))
     path = ws.evaluation_per_image(run)
-    made_from = text_files.read_json(layout.manifest(ws.samples(run))) if layout.manifest(ws.samples(run)).exists() else {}
+    manifest = layout.manifest(ws.samples(run))
+    made_from = text_files.read_json(manifest) if manifest.exists() else {}
     networks = {role: checkpoints.identity(role) for role in ROLES if role not in absent}
     wanted = provenance.record(SCRIPT, {"run": run}, pictures=made_from, networks=networks,
                                **loading.arithmetic(device))

@@ -8,8 +8,6 @@ from utils import layout
 from utils.errors import Problem
 from utils.nsd import experiment, nifti_volumes, object_keys
 
-# atlas and noise ceiling
-
 
 @dataclass(frozen=True)
 class Atlas:

@@ -9,9 +9,6 @@ from utils.nsd import object_keys, text_tables
 TABLE_LIMIT = 1 << 30  # bytes of a COCO annotation file
 
 
-# captions
-
-
 class Captions(dict):
     """{0-based 73k id: [caption, …]}. Asking for an image without captions raises Problem.
 

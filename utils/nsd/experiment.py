@@ -12,8 +12,6 @@ from utils import cli, layout
 from utils.errors import Problem
 from utils.nsd import mat5, object_keys, text_tables
 
-# design and responses
-
 
 @dataclass(frozen=True)
 class Design:
@@ -130,7 +128,7 @@ def _must_agree(stimuli, against, subject, name):
                       f"show there ({wrong.size} such lines)", "73KID must be 1-based: get the file from NSD again")
 
 
-# betas
+# which sessions
 
 
 def sessions(root, subject, in_design, limit=None):

@@ -8,8 +8,6 @@ from utils.errors import Problem
 from utils.nsd import object_keys
 from utils.storage import hdf5
 
-# stimuli
-
 
 def stimuli_place(root, workdir):
     """Where NSD's images are read from: in place for a local root,

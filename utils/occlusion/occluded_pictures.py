@@ -6,10 +6,7 @@ import numpy as np
 
 SMALL = 100             # px: side of the pictures that features are taken from
 CLEAR_SHARE = 0.5       # of an object's silhouette, and
-CLEAR_AREA = 0.0025     # of the picture (a local cell): what the whole picture shows at least of an object in clear
-
-
-# what a picture holds
+CLEAR_AREA = 0.0025     # of the picture (a local cell): what a whole picture shows at least of an object in clear view
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,6 @@ class Pictures:
     def clear(self):
         """n arrays (objects,) bool: in clear view, neither a speck nor for the most part behind another object."""
         return [(seen >= CLEAR_SHARE) & (seen * area >= CLEAR_AREA) for seen, area in zip(self.seen, self.area)]
-
-
-# views, and what each hides beyond its context
 
 
 @dataclass(frozen=True)

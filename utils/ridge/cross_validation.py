@@ -7,6 +7,7 @@ from utils.ridge.products import product
 
 torch = lazy.module("torch")
 
+N_FOLDS = 5
 # Seed of the grouped folds: a constant, not `--seed`, so that alphas do not change with an image's noise.
 _FOLD_SEED = 0
 # Pieces of equal count (most of them, least eigenvalues in one) that the spectrum is cut into before neighbours are
@@ -16,9 +17,6 @@ _PIECES, _PIECE_RANK = 24, 20
 _BASIS_OVERHEAD = 100
 # The Neumann series is used where its ratio is at most this (three terms then reach BASIS_TOLERANCE).
 _SERIES_RATIO = 1e-2
-
-
-# -------------------------------------------------------------------- folds
 
 
 def grouped_folds(stimulus, n_folds):

@@ -37,8 +37,8 @@ class Factorisation:
         constant voxels, stimuli out of range, fewer stimuli (trials in "paper" mode) than folds, bad alphas.
     """
 
-    def __init__(self, train_voxels, stimulus_of_trial, *, mode="fixed", alphas=penalties.FIXED_ALPHAS, n_folds=5,
-                 device="cpu", block_bytes=256 << 20, n_stimuli=None):
+    def __init__(self, train_voxels, stimulus_of_trial, *, mode="fixed", alphas=penalties.FIXED_ALPHAS,
+                 n_folds=cross_validation.N_FOLDS, device="cpu", block_bytes=256 << 20, n_stimuli=None):
         if mode not in ("fixed", "paper"):
             raise ValueError(f"unknown mode {mode!r} — choose fixed or paper")
         self.mode, self.n_folds, self.block_bytes = mode, n_folds, block_bytes

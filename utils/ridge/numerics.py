@@ -4,7 +4,6 @@ import numpy as np
 from utils import lazy
 
 torch = lazy.module("torch")
-
 scipy = lazy.module("scipy")
 
 # Largest error of a held-out prediction, as a share of the target's norm, that the alpha basis may leave. Losses are
@@ -17,9 +16,6 @@ TILE_TRIALS, TILE_BYTES = 256, 16 << 20
 CHOLESKY_CONDITION = 1e9
 EPS32 = float(np.finfo(np.float32).eps)
 EPS64 = float(np.finfo(np.float64).eps)
-
-
-# -------------------------------------------------------------------- numerics
 
 
 def tiles(right, n_trials):
