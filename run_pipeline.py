@@ -90,8 +90,8 @@ def arguments(command):
 
 def forget():
     """Free what a stage's networks hold, so that the run takes the memory of its largest stage, not of all of them."""
-    if "utils.models" in sys.modules:
-        sys.modules["utils.models"].forget()
+    if "utils.models.loading" in sys.modules:
+        sys.modules["utils.models.loading"].forget()
 
 
 def run(command):

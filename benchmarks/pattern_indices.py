@@ -1,7 +1,7 @@
 """The control of the pattern indices: do unsteady gaze and large receptive fields lift them without any completion?
 
 All brains are SIMULATED. The object completion index and the occlusion invariance index (Coggan & Tong 2024, as
-`utils.pattern_indices` has them) of one brain that completes nothing (kappa 0) and of one that completes
+`utils.completion.pattern_indices` has them) of one brain that completes nothing (kappa 0) and of one that completes
 everything (kappa 1), for several sds of gaze and sizes of receptive fields; with the noise of single trials, and
 without any.
 

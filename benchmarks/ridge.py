@@ -1,4 +1,4 @@
-"""Time, memory and precision of `utils.regression` beside himalaya's RidgeCV, on simulated voxels of NSD's shapes.
+"""Time, memory and precision of `utils.ridge` beside himalaya's RidgeCV, on simulated voxels of NSD's shapes.
 
     python benchmarks/ridge.py                # 8,000 trials × 2,000 voxels × 6,400 dims: minutes
     python benchmarks/ridge.py --full         # also NSD's 24,980 × 5,917 × 6,400 and × 59,136, and an extrapolation

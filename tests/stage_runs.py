@@ -24,9 +24,10 @@ LIBRARIES = [
     "transformers.models.bert.tokenization_bert", "transformers.models.blip.image_processing_blip",
     "transformers.models.blip.modeling_blip",
     "transformers.models.clip.modeling_clip", "transformers.models.dpt.image_processing_dpt",
-    "transformers.models.dpt.modeling_dpt", "utils.captioning", "utils.combining", "utils.decoding", "utils.depth",
-    "utils.evaluation", "utils.figures", "utils.icnn", "utils.mrifeat", "utils.occlusion", "utils.reconstruction",
-    "utils.subjstim"]
+    "transformers.models.dpt.modeling_dpt", "utils.generate.captioning", "utils.generate.depth_maps",
+    "utils.generate.gan_inversion", "utils.generate.reconstruction", "utils.evaluate.network_features",
+    "utils.features.subjstim", "utils.nsd.mrifeat", "utils.occlusion.occluders", "utils.report.figures",
+    "utils.ridge.combine_rois", "utils.ridge.fit_targets"]
 IMAGES, SIDE = 104, 24
 NO_DISK = 77
 START = multiprocessing.get_context("forkserver")

@@ -99,7 +99,7 @@ def test_a_rename_on_windows_waits_for_a_reader(tmp_path, monkeypatch):
 
 
 HOLD = ("import sys, time\nsys.path[:0] = [{root!r}]\nfrom tests.elsewhere import without\nwithout([{lacking!r}])\n"
-        "from utils import store\nwith store.working({folder!r}, {start}, {stop}):\n"
+        "from utils.storage import writing\nwith writing.working({folder!r}, {start}, {stop}):\n"
         "    print('in', flush=True)\n    sys.stdin.read()\n")
 
 
@@ -181,12 +181,12 @@ def test_what_a_terminal_cannot_show_is_no_failure():
 
 
 def opens_text(call):
-    """True for open(…) of text, and for the methods read_text and write_text, but store's own, which is UTF-8."""
+    """True for open(…) of text, and for the methods read_text and write_text, but those of text_files, which are UTF-8."""
     if isinstance(call.func, ast.Name) and call.func.id == "open":
         modes = [*call.args[1:2], *(key.value for key in call.keywords if key.arg == "mode")]
         return not any("b" in mode.value for mode in modes)
     return (isinstance(call.func, ast.Attribute) and call.func.attr in ("read_text", "write_text")
-            and ast.unparse(call.func.value) != "store")
+            and ast.unparse(call.func.value) != "text_files")
 
 
 def test_text_is_read_and_written_in_a_named_encoding():

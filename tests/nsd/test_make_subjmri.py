@@ -285,7 +285,7 @@ def test_killed_anywhere_a_rerun_is_byte_identical(world, tmp_path):
     draw = random.Random(4)
     workdir = tmp_path / "killed"
     # Each write and rename is slowed, so that kills fall between any two of them.
-    code = ("import os, time, sys; sys.path.insert(0, '.'); from utils import store; import make_subjmri\n"
+    code = ("import os, time, sys; sys.path.insert(0, '.'); import make_subjmri\n"
             "replace = os.replace\n"
             "def slow(*a):\n    time.sleep(0.02); replace(*a); time.sleep(0.02)\n"
             "os.replace = slow; print('ready', flush=True)\n"

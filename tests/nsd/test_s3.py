@@ -265,7 +265,7 @@ def test_a_root_crosses_to_a_worker_process(server):
 
 def test_one_process_at_a_time_holds_a_lock(tmp_path):
     with writing.locked(tmp_path / "artifact"):
-        code = f"from utils import store\nwith store.locked({str(tmp_path / 'artifact')!r}): print('in')"
+        code = f"from utils.storage import writing\nwith writing.locked({str(tmp_path / 'artifact')!r}): print('in')"
         waiting = subprocess.Popen([sys.executable, "-c", code], text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert "waiting" in waiting.stderr.readline()
