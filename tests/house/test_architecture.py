@@ -1,4 +1,4 @@
-"""The shape of the house: folders of utils/ import one way, no room is too large, tests lie where their subject does."""
+"""The shape of the house: folders of utils/ import one way, no room is too large, tests lie by their subjects."""
 import ast
 import runpy
 from pathlib import Path

@@ -181,7 +181,7 @@ def test_what_a_terminal_cannot_show_is_no_failure():
 
 
 def opens_text(call):
-    """True for open(…) of text, and for the methods read_text and write_text, but those of text_files, which are UTF-8."""
+    """True for open(…) of text, and for the methods read_text and write_text, but text_files', which is UTF-8."""
     if isinstance(call.func, ast.Name) and call.func.id == "open":
         modes = [*call.args[1:2], *(key.value for key in call.keywords if key.arg == "mode")]
         return not any("b" in mode.value for mode in modes)

@@ -4,12 +4,6 @@ from utils.generate import depth_maps, gan_inversion, reconstruction
 from utils.ridge import decoded_features
 
 HELD_OUT_CLUSTERS = 3
-# Scripts that load a checkpoint of the hub, and those that caption: --revision and --prompt are theirs.
-FROM_HUB = {"img2feat_sd1_parallel.py", "img2feat_sd1_occlusion.py", "img2feat_blip.py", "img2feat_blip_occlusion.py",
-            "img2feat_dpt.py", "decode_captions.py", "decode_captions_occluded.py", "dptemb2dpt.py",
-            "diffusion_decoding.py", "diffusion_decoding_occluded.py", "img2feat_decoded.py",
-            "img2feat_decoded_occlusion.py", "evaluate.py", "amodal_completion.py"}
-CAPTIONING = {"img2feat_blip.py", "img2feat_blip_occlusion.py", "decode_captions.py", "decode_captions_occluded.py"}
 INPAINTED, RECONSTRUCTED = 12, 8                # views, of amodal_completion.py
 # What each method needs beside the cvpr method's features, in order; a method needs what the ones before it need.
 NEEDS = {"cvpr": ["sd"], "text": ["sd", "captions"], "gan": ["captions", "gan"], "depth": ["captions", "gan", "depth"]}
@@ -43,10 +37,6 @@ def plan(args):
     if args.completion:
         steps.append(named.completion())
     steps += named.gathered()
-    revision = ["--revision", *args.revision] if args.revision else []
-    prompt = ["--prompt", args.prompt] if args.prompt else []
-    steps = [step + (revision if step[0] in FROM_HUB else []) + (prompt if step[0] in CAPTIONING else [])
-             for step in steps]
     return [step + common for step in steps if step[0] not in args.skip]
 
 
@@ -57,6 +47,9 @@ class Commands:
         self.args, self.dataset, self.occluded = args, dataset, dataset == "occluded"
         self.subject, self.gpu = ["--subject", args.subject], ["--gpu", str(args.gpu)]
         self.network = self.gpu + ([] if args.batch_size is None else ["--batch_size", str(args.batch_size)])
+        self.revision = ["--revision", *args.revision] if args.revision else []
+        self.published = self.network + self.revision  # of scripts that load a checkpoint of the hub
+        self.prompt = ["--prompt", args.prompt] if args.prompt else []
         self.images = ["--imgidx", *map(str, args.imgidx)] if args.imgidx else []
         self.flag = ["--dataset", "occluded"] if self.occluded else []
 
@@ -67,7 +60,7 @@ class Commands:
         return [layout.of_dataset(feature, self.dataset) for feature in features]
 
     def extract(self, whole, twin, *flags):
-        return [self._script(whole, twin), *self.subject, *self.network, *flags]
+        return [self._script(whole, twin), *self.subject, *self.published, *flags]
 
     def pair(self, feature, use_stim):
         script = self._script("make_subjstim.py", "make_subjstim_occluded.py")
@@ -86,13 +79,14 @@ class Commands:
 
     def captions(self):
         """Decode BLIP's embedding, and caption the test images from it."""
-        return [self.extract("img2feat_blip.py", "img2feat_blip_occlusion.py", "--skip_captions"),
+        return [self.extract("img2feat_blip.py", "img2feat_blip_occlusion.py", "--skip_captions", *self.prompt),
                 self.pair("blip", "ave"), self.fit(["blip"], decoded_features.ROIS),
-                [self._script("decode_captions.py", "decode_captions_occluded.py"), *self.subject, *self.network]]
+                [self._script("decode_captions.py", "decode_captions_occluded.py"), *self.subject, *self.published,
+                 *self.prompt]]
 
     def gan(self):
         """Decode VGG19's layers, and invert them to an image."""
-        return [self.extract("make_vgg19bdpy.py", "make_vgg19bdpy_occlusion.py"),
+        return [[self._script("make_vgg19bdpy.py", "make_vgg19bdpy_occlusion.py"), *self.subject, *self.network],
                 ["make_subjstim_vgg19.py", "--layer", "all", *self.subject, *self.flag],
                 self.fit(gan_inversion.LAYERS, decoded_features.ROIS),
                 ["make_vgg19fromdecode.py", *self.subject, *self.flag],
@@ -101,23 +95,23 @@ class Commands:
 
     def depth(self):
         """Decode DPT's hidden states, and turn them into depth maps."""
-        return [["img2feat_dpt.py", *self.subject, *self.network, *self.flag],
+        return [["img2feat_dpt.py", *self.subject, *self.published, *self.flag],
                 *(self.pair(name, "ave") for name in depth_maps.NAMES),
                 self.fit(depth_maps.NAMES, decoded_features.ROIS),
-                *(["dptemb2dpt.py", *self.subject, *self.network, *self.flag, *self.images, *true]
+                *(["dptemb2dpt.py", *self.subject, *self.published, *self.flag, *self.images, *true]
                   for true in ([], ["--true_features"]))]
 
     def completion(self):
         """Ask sessions of occluded viewing whether the brain completes."""
         solver = [word for name in ("steps", "scheduler") if getattr(self.args, name) is not None
                   for word in (f"--{name}", str(getattr(self.args, name)))]
-        return ["amodal_completion.py", *self.subject, *self.gpu, "--seed", str(self.args.seed),
+        return ["amodal_completion.py", *self.subject, *self.gpu, *self.revision, "--seed", str(self.args.seed),
                 "--inpaint", str(INPAINTED), "--reconstruct", str(RECONSTRUCTED), *solver]
 
     def gathered(self):
         """Tables, figures and the page over all that is there."""
         clusters = ["--held_out_clusters", str(HELD_OUT_CLUSTERS)] if self.args.controls else []
-        return [["evaluate.py", *self.subject, *self.gpu, "--seed", str(self.args.seed), *clusters],
+        return [["evaluate.py", *self.subject, *self.gpu, *self.revision, "--seed", str(self.args.seed), *clusters],
                 ["make_figures.py", *self.subject], ["make_report.py", *self.subject]]
 
     def evaluated(self, *run):
