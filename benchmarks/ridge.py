@@ -2,6 +2,8 @@
 
     python benchmarks/ridge.py                # 8,000 trials × 2,000 voxels × 6,400 dims: minutes
     python benchmarks/ridge.py --full         # also NSD's 24,980 × 5,917 × 6,400 and × 59,136, and an extrapolation
+    python benchmarks/ridge.py --averages 3000 9000      # stimulus averages alone, as VGG19's layers are decoded from
+    python benchmarks/ridge.py --averages 8859 26688     # the same at NSD's size: an hour
 
 Each row runs in its own process, so peak memory is that row's. Stimuli are shown about three times, as in NSD.
 Ratios are given twice: in wall time, and in processor time, which a busy machine distorts less (with --threads 1).
@@ -101,17 +103,38 @@ def measure_ours(n_trials, n_voxels, dims, mode, check, on_disk):
 
 def flops_per_dim(decoder):
     """Floating-point operations of one target dim once the voxels are factorised (products only)."""
-    total = 2 * N_TEST * decoder.n_stimuli
-    for k, (fold, basis, anchor, differences) in enumerate(decoder._folds(decoder.alphas)):
-        held_out = len(decoder.validation_trials[k])
-        if basis is None:
-            columns, projection = fold.n_terms * decoder.n_voxels, len(fold.stimuli) * decoder.n_voxels
-        else:
-            columns = sum(stop - start for start, stop, _ in basis)
-            projection = (len(fold.stimuli) + decoder.n_voxels) * len(fold.values)
-        mixed = 1 + min(differences.shape)
-        total += 2 * (projection + columns * held_out + mixed * (len(anchor) + mixed) * held_out)
-    return total
+    return 2 * (N_TEST * decoder.n_stimuli + decoder.scorer(decoder.alphas).macs())
+
+
+def measure_averages(n_stimuli, n_voxels, dims, mode, forms):
+    """Stimulus averages, more voxels than rows: the first target with all that is made once, and the next.
+
+    forms: whether losses are quadratic forms, or every fold is factorised by itself (the way before forms, which still
+    serves where they would be dearer or less precise).
+    """
+    from utils.ridge import loss_forms
+    from utils.ridge.ridge_decoder import Decoder
+
+    rng = np.random.default_rng(0)
+    signal = rng.standard_normal((n_stimuli + N_TEST, 64), np.float32)
+    voxels = signal @ rng.standard_normal((64, n_voxels), np.float32)
+    for rows in np.array_split(voxels, 16):
+        rows += 5 * rng.standard_normal(rows.shape, np.float32)
+    features = signal[:n_stimuli] @ rng.standard_normal((64, dims), np.float32)
+    features += 10 * rng.standard_normal(features.shape, np.float32) + 3
+    if not forms:
+        loss_forms.build = lambda decoder, alphas: None
+    from utils.ridge.penalties import FIXED_ALPHAS, paper_alphas
+    out, few = np.empty((N_TEST, dims), np.float32), min(dims, 64)
+    clock = Clock()
+    decoder = Decoder(voxels[:n_stimuli], np.arange(n_stimuli), mode=mode,
+                      alphas=FIXED_ALPHAS if mode == "fixed" else paper_alphas("conv1_1"))
+    decoder.predict_to(features[:, :few], voxels[n_stimuli:], out[:, :few])
+    first, clock = clock(), Clock()
+    report = decoder.predict_to(features, voxels[n_stimuli:], out)
+    return {"first": first.tolist(), "second": clock().tolist(), "macs": decoder.scorer(decoder.alphas).macs(),
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "scores": report.cv_scores.tolist(), "alphas": report.alphas.tolist()}
 
 
 def precision(voxels, stimulus, features, test, mode, decoder, report, out, n_checked=16):
@@ -210,7 +233,8 @@ def child(threads, **call):
 
 def measure(call):
     name = call.pop("name")
-    return {"ours": measure_ours, "himalaya": measure_himalaya, "peak": gemm_peak}[name](**call)
+    return {"ours": measure_ours, "himalaya": measure_himalaya, "averages": measure_averages,
+            "peak": gemm_peak}[name](**call)
 
 
 def row(args, shape, mode, check, peak, compare=True, on_disk=False):
@@ -230,6 +254,30 @@ def row(args, shape, mode, check, peak, compare=True, on_disk=False):
     return ours
 
 
+def averages(args):
+    """Both ways of scoring alphas on stimulus averages, and what the targets of whole NSD would take at this size."""
+    from benchmarks.rehearsal import DPT, VGG19_DIMS
+    n_stimuli, n_voxels = args.averages
+    dims = 1_024
+    print(f"{n_stimuli:,} averages × {n_voxels:,} voxels, {dims:,} dims; {args.threads} threads\n"
+          f"{'alphas':12} {'losses':12} {'first s':>8} {'cpu s':>8} {'again s':>8} {'cpu s':>8} {'MACs/n²':>8} {'peak MB':>8} "
+          f"{'DPT h':>6} {'VGG19 h':>8}")
+    for mode, name in (("fixed", "10 (fixed)"), ("paper", "3 (paper)")):
+        folds, forms = [child(args.threads, name="averages", n_stimuli=n_stimuli, n_voxels=n_voxels, dims=dims,
+                              mode=mode, forms=way) for way in (False, True)]
+        hours = {}
+        for way, found in (("by fold", folds), ("as forms", forms)):
+            hours[way] = [(found["first"][0] + found["second"][0] * of / dims) / 3600 for of in (DPT, VGG19_DIMS)]
+            print(f"{name:12} {way:12} {found['first'][0]:8.1f} {found['first'][1]:8.1f} {found['second'][0]:8.1f} "
+                  f"{found['second'][1]:8.1f} {found['macs'] / n_stimuli ** 2:8.2f} {found['peak_mb']:8.0f} "
+                  f"{hours[way][0]:6.2f} {hours[way][1]:8.2f}", flush=True)
+        scores = np.array([folds["scores"], forms["scores"]])
+        print(f"{name:12} ratio: DPT {hours['by fold'][0] / hours['as forms'][0]:.1f}×, "
+              f"VGG19 {hours['by fold'][1] / hours['as forms'][1]:.1f}×; cv scores differ by at most "
+              f"{np.abs(scores[1] / scores[0] - 1).max():.0e} of themselves, "
+              f"{np.mean(np.array(folds['alphas']) == forms['alphas']):.1%} of alphas are the same", flush=True)
+
+
 def extrapolate(args):
     """All ROIs on one VGG19 layer, (24,980, 27,638, 590,848), from an eighth of its trials and voxels."""
     scale, dims = 8, 2048
@@ -247,6 +295,8 @@ def extrapolate(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="NSD's own sizes too (about an hour)")
+    parser.add_argument("--averages", type=int, nargs=2, metavar=("STIMULI", "VOXELS"),
+                        help="only stimulus averages of this shape, scored fold by fold and as quadratic forms")
     parser.add_argument("--whole", action="store_true", help="run all of himalaya instead of scaling a slice")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of both sides (default: all)")
     parser.add_argument("--backend", choices=["numpy", "torch"], help="himalaya's backend (default: the faster here)")
@@ -254,6 +304,9 @@ def main():
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(json.loads(args.measure))))
+        return
+    if args.averages:
+        averages(args)
         return
     if args.backend is None:
         small = dict(name="himalaya", n_trials=4000, n_voxels=1000, dims=6400, mode="paper", whole=False)

@@ -5,7 +5,7 @@ Notation: see utils/ridge/ridge_decoder.py.
 import numpy as np
 
 from utils import lazy
-from utils.ridge import cross_validation, numerics, penalties
+from utils.ridge import cross_validation, fold_losses, loss_forms, numerics, penalties
 
 torch = lazy.module("torch")
 
@@ -63,17 +63,18 @@ class Factorisation:
             raise ValueError(f"stimulus rows span {stimulus.min()}..{stimulus.max()}, the features have "
                              f"{self.n_stimuli} rows — make the stimuli and the features of one subject again")
         self.stimulus = stimulus.astype(np.int64)
-        self._counts = np.bincount(self.stimulus, minlength=self.n_stimuli)
+        self.counts = np.bincount(self.stimulus, minlength=self.n_stimuli)
         self.validation_trials = cross_validation.grouped_folds(self.stimulus, n_folds) if mode == "fixed" \
             else cross_validation.contiguous_folds(self.n_trials, n_folds)
 
         self._mean, self._scale, self.constant_voxels = self._voxel_statistics()
-        self._dual = self.n_trials < self.n_voxels
+        self.is_dual = self.n_trials < self.n_voxels
         self.training_grams = [None] * n_folds
-        self.gram = self._kernel() if self._dual else self._full_gram()
+        self.gram = self._kernel() if self.is_dual else self._full_gram()
         self._eigen_folds = [None] * n_folds
         self._series_folds = {}
         self._full_eigen = None
+        self._forms = {}
         self.test = None
         self._weights = {}
 
@@ -164,6 +165,14 @@ class Factorisation:
 
     # ---------------------------------------------------------------- folds
 
+    def scorer(self, alphas):
+        """What scores these alphas on any targets, by the fewer multiplications: `LossForms` or `FoldLosses`."""
+        key = tuple(alphas)
+        if key not in self._forms:
+            self._forms = {}  # those of other alphas, whose memory is wanted
+            self._forms[key] = loss_forms.build(self, alphas)
+        return self._forms[key] or fold_losses.FoldLosses(self, self._folds(alphas), len(alphas))
+
     def _folds(self, alphas):
         """(fold, basis, anchor, differences) per validation set, for these alphas; see `Spectrum.alpha_basis`."""
         folds = [self._series_fold(k, alphas) or self._eigen_fold(k) for k in range(self.n_folds)]
@@ -176,7 +185,7 @@ class Factorisation:
         """The Neumann-series fold, or None where the alphas are not far below the spectrum."""
         key = (k, tuple(alphas))
         if key not in self._series_folds:
-            self._series_folds[key] = None if self._dual else cross_validation.SeriesFold.build(self, k, alphas)
+            self._series_folds[key] = None if self.is_dual else cross_validation.SeriesFold.build(self, k, alphas)
         if self._series_folds[key] is not None:
             self.training_grams[k] = None
         return self._series_folds[key]
@@ -184,7 +193,7 @@ class Factorisation:
     def _eigen_fold(self, k, double=False):
         fold = self._eigen_folds[k]
         if fold is None or double and fold.dtype == torch.float32:
-            self._eigen_folds[k] = (cross_validation.DualFold if self._dual else cross_validation.EigenFold)(self, k,
+            self._eigen_folds[k] = (cross_validation.DualFold if self.is_dual else cross_validation.EigenFold)(self, k,
                                                                                                              double)
         return self._eigen_folds[k]
 
@@ -249,7 +258,7 @@ class Factorisation:
         return self._prediction_weights(float(alpha)).cpu().numpy()
 
     def _prediction_weights(self, alpha):
-        if self._dual:
+        if self.is_dual:
             weights = self._dual_weights(alpha)
         else:
             solved = self._solve_test(alpha)
@@ -260,7 +269,7 @@ class Factorisation:
                 present, sums = self.stimulus_sums(trials, torch.float64)
                 weights[:, torch.from_numpy(present).to(self.device)] = solved @ sums.T
         if self.mode == "fixed":
-            weights += torch.from_numpy(self._counts / self.n_trials).to(self.device)
+            weights += torch.from_numpy(self.counts / self.n_trials).to(self.device)
         return weights
 
     def _solve_test(self, alpha):
@@ -273,12 +282,24 @@ class Factorisation:
         values, vectors = self._full_eigen
         return (self.test @ vectors / (values + alpha)) @ vectors.T
 
-    def _dual_weights(self, alpha):
-        """As `prediction_weights` without the intercept, from the kernel XX'."""
+    def kernel_eigen(self):
+        """Eigenvalues and eigenvectors (trials, rank) of the kernel XX' of all trials, without its null space."""
         if self._full_eigen is None:
             # Standardised voxels have mean zero over all trials, so the kernel is centred already.
             self._full_eigen = numerics.eigen(self.gram.clone())
-        values, vectors = self._full_eigen
+        return self._full_eigen
+
+    def stimulus_vectors(self):
+        """The kernel's eigenvectors summed over each stimulus's trials, (n_stimuli, rank)."""
+        _, vectors = self.kernel_eigen()
+        if np.array_equal(self.stimulus, np.arange(self.n_stimuli)):
+            return vectors
+        sums = torch.zeros(self.n_stimuli, vectors.shape[1], dtype=torch.float64, device=self.device)
+        return sums.index_add_(0, torch.from_numpy(self.stimulus).to(self.device), vectors)
+
+    def _dual_weights(self, alpha):
+        """As `prediction_weights` without the intercept, from the kernel XX'."""
+        values, vectors = self.kernel_eigen()
         cross = torch.cat([self.test @ voxels.T for _, voxels in self.chunks(np.arange(self.n_trials))], 1)
         per_trial = (cross @ vectors / (values + alpha)) @ vectors.T
         weights = torch.zeros(len(self.test), self.n_stimuli, dtype=torch.float64, device=self.device)

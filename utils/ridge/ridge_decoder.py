@@ -61,13 +61,13 @@ class Decoder(factorisation.Factorisation):
         self.set_test(test_voxels)
         self._check_features(features, out, test_features)
         alphas = self.alphas if alphas is None else penalties.checked_alphas(alphas)
-        folds = self._folds(alphas)
+        scorer = self.scorer(alphas)
         tally = fit_report.Tally(self, alphas, features.shape[1], test_features is not None)
-        width = self._block_width(folds)
+        width = scorer.block_width()
         for start in range(0, features.shape[1], width):
             block = slice(start, min(start + width, features.shape[1]))
             truth = None if test_features is None else test_features[:, block]
-            out[:, block] = self._predict_block(features[:, block], block, folds, tally, truth)
+            out[:, block] = self._predict_block(features[:, block], block, scorer, tally, truth)
             if progress is not None:
                 progress(block.stop, features.shape[1])
         return tally.report()
@@ -82,26 +82,14 @@ class Decoder(factorisation.Factorisation):
                 raise ValueError(f"{name} has shape {tuple(array.shape)}, not {(n_test, features.shape[1])} — "
                                  "give one row per test stimulus and one column per dim")
 
-    def _block_width(self, folds):
-        """Dims per block: targets, projections and held-out bases of one block fill `block_bytes`."""
-        n_bases = max(len(anchor) + min(differences.shape) for _, _, anchor, differences in folds)
-        columns = max(sum(stop - start for start, stop, _ in basis or ()) for _, basis, _, _ in folds)
-        tile = min(max(len(v) for v in self.validation_trials), self.tile_trials())
-        rank = min(self.n_trials, self.n_voxels)
-        per_dim = 4 * (3 * self.n_stimuli + (self.n_folds + 2) * rank + columns + 2 * n_bases * tile)
-        width = self.block_bytes // per_dim
-        if self.device.type == "cpu":
-            width = min(width, numerics.TILE_BYTES // (4 * n_bases * tile))
-        return max(16, width)
-
     def tile_trials(self):
         """Held-out trials that one product takes."""
         return numerics.TILE_TRIALS if self.device.type == "cpu" else self.n_trials
 
-    def _predict_block(self, features, block, folds, tally, truth):
+    def _predict_block(self, features, block, scorer, tally, truth):
         """Score a block's dims and return its test predictions (n_test, width) float32."""
         targets, mean, variance = self._centred(features, block.start)
-        losses = self._losses(targets, mean, folds, len(tally.grid))
+        losses = scorer.losses(targets, mean)
         chosen = tally.choose(block, losses, mean, variance)
         predictions = torch.empty(len(targets), len(self.test), device=self.device)
         for index in np.unique(chosen):
@@ -124,7 +112,7 @@ class Decoder(factorisation.Factorisation):
             stimulus, dim = np.argwhere(~finite)[0]
             raise ValueError(f"feature {first_dim + dim} of stimulus row {stimulus} is not finite — "
                              "extract the features again")
-        weights = torch.from_numpy(self._counts / self.n_trials).to(self.device, torch.float32)
+        weights = torch.from_numpy(self.counts / self.n_trials).to(self.device, torch.float32)
         targets = torch.from_numpy(np.ascontiguousarray(raw.T)).to(self.device)
         targets = targets if targets.dtype == torch.float64 else targets.float()
         # The first stimulus is a shift near the mean: the sums stay small, and a constant dim gives exactly zero.
@@ -133,36 +121,6 @@ class Decoder(factorisation.Factorisation):
         offset = targets @ weights
         targets -= offset[:, None]
         return targets, shift[:, 0].double() + offset.double(), (targets.square() @ weights).double()
-
-    def _losses(self, targets, mean, folds, n_alphas):
-        """Mean squared error of every alpha, averaged over folds: (n_alphas, dims) float64."""
-        losses = torch.zeros(n_alphas, len(targets), dtype=torch.float64, device=self.device)
-        values = targets.to(folds[0][0].dtype)
-        own = [fold.held_out_products(values) for fold, *_ in folds]
-        total = sum(own)
-        for k, (fold, basis, anchor, differences) in enumerate(folds):
-            validation = self.validation_trials[k]
-            stimulus = torch.from_numpy(self.stimulus[validation]).to(self.device)
-            if self.mode == "fixed":
-                counts = self._counts - np.bincount(self.stimulus[validation], minlength=self.n_stimuli)
-                weights = torch.from_numpy(counts / counts.sum()).to(values)
-                level, offset = None, -(values @ weights)
-            else:
-                level = offset = mean.to(fold.dtype)
-            lefts = fold.lefts(values, level, basis, total - own[k])
-            # The anchor's prediction becomes its residual; the alphas' differences from it need no more directions than
-            # there are alphas, however many bases are local to a part of the spectrum.
-            directions, weights = torch.linalg.qr(differences.T)
-            mixing = torch.cat([-anchor[None], directions.T]).to(values.dtype)
-            products = losses.new_zeros(len(targets), len(mixing), len(mixing))
-            for shown, rights in zip(stimulus.split(self.tile_trials()), fold.rights(basis)):
-                terms = torch.stack([product(left, right) for left, right in zip(lefts, rights)])
-                mixed = product(mixing, terms.flatten(1)).view(len(mixing), len(targets), -1)
-                mixed[0].add_(values[:, shown]).add_(offset[:, None])
-                products += torch.bmm(mixed.transpose(0, 1), mixed.permute(1, 2, 0))
-            signed = torch.cat([torch.ones_like(weights[:1]), -weights]).T
-            losses += torch.einsum("ai,aj,dij->ad", signed, signed, products) / (len(validation) * self.n_folds)
-        return losses
 
     # ---------------------------------------------------------------- streamed targets
 
@@ -202,19 +160,19 @@ class Decoder(factorisation.Factorisation):
         shape = np.broadcast_to(np.float32(0), (self.n_stimuli, dims))
         self._check_features(shape, out, test_features)
         alphas = self.alphas if alphas is None else penalties.checked_alphas(alphas)
-        folds = self._folds(alphas)
+        scorer = self.scorer(alphas)
         tally = fit_report.Tally(self, alphas, dims, test_features is not None)
         if shared_alpha:
-            self._accumulate(replay, folds, tally, min(probe_dims, dims), out, test_features, progress)
+            self._accumulate(replay, scorer, tally, min(probe_dims, dims), out, test_features, progress)
             return tally.report()
-        width, inner = max(1, memory_bytes // (4 * self.n_stimuli)), self._block_width(folds)
+        width, inner = max(1, memory_bytes // (4 * self.n_stimuli)), scorer.block_width()
         for start in range(0, dims, width):
             kept = self._collect(replay, np.arange(start, min(start + width, dims)), dims)
             for first in range(start, start + kept.shape[1], inner):
                 block = slice(first, min(first + inner, start + kept.shape[1]))
                 truth = None if test_features is None else test_features[:, block]
                 columns = kept[:, block.start - start:block.stop - start]
-                out[:, block] = self._predict_block(columns, block, folds, tally, truth)
+                out[:, block] = self._predict_block(columns, block, scorer, tally, truth)
                 if progress is not None:
                     progress(block.stop, dims)
         return tally.report()
@@ -244,12 +202,12 @@ class Decoder(factorisation.Factorisation):
             kept[rows] = features[:, selection]
         return kept
 
-    def _accumulate(self, replay, folds, tally, n_probes, out, test_features, progress):
+    def _accumulate(self, replay, scorer, tally, n_probes, out, test_features, progress):
         """Shared alpha from probed dims, then predictions summed up as stimuli come."""
         dims = len(tally.alphas)
         probes = np.unique(np.linspace(0, dims - 1, n_probes).astype(np.int64))
         targets, mean, variance = self._centred(self._collect(replay, probes, dims), 0)
-        tally.share(probes, self._losses(targets, mean, folds, len(tally.grid)), mean, variance)
+        tally.share(probes, scorer.losses(targets, mean), mean, variance)
         weights = self._cached_weights(float(tally.alphas[0]))[0]
         width = max(1, self.block_bytes // (4 * (len(weights) + self.n_stimuli)))
         done = 0
