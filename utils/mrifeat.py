@@ -1,7 +1,8 @@
 """From a subject's sessions of betas to the voxels of each ROI, streamed.
 
-A session is read volume by volume, only the ROIs' voxels are kept, and its rows go straight to their place in arrays
-that are the final artifacts but for their name. A killed run goes on after its last whole session.
+A session is read by voxel from its .hdf5 or volume by volume from its .nii.gz (`beta_source`), only the ROIs' voxels are
+kept, and its rows go straight to their place in arrays that are the final artifacts but for their name. A killed run
+goes on after its last whole session.
 """
 import functools
 import io
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from utils import cli, layout, nsd, store, system, trials
+from utils import beta_chunks, beta_source, cli, layout, nsd, ranges, store, system, trials
 from utils.errors import Problem
 
 SCRIPT = "make_subjmri.py"
@@ -51,6 +52,8 @@ class Session:
 
     voxels: (n,) position of each voxel kept in the flattened (z, y, x) volume, ROI after ROI. is_test: (trials,) bool.
     first_row: {split: row of the session's first trial of that split}. marker: the file that says it is done.
+    by: beta_source.HDF5 or NIFTI. strict: whether an .hdf5 that cannot be used is a Problem. link: ranges.Link of the
+    root. at_a_time: sessions that are read beside each other.
     """
 
     root: object
@@ -62,13 +65,18 @@ class Session:
     first_row: dict
     zscore: str | None
     marker: str
+    by: str
+    strict: bool
+    link: ranges.Link
+    at_a_time: int = 1
     matrices: tuple = ()
 
 
-def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False):
+def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False, source=beta_source.AUTO):
     """Write one subject's artifacts below mrifeat/ (docs/artifacts.md) for one choice of voxels; returns a Summary.
 
     rois: names from the atlas's table, default all. limit: only the first sessions. workers: sessions at a time.
+    source: of the betas, one of beta_source.SOURCES; the arrays are the same whichever it is.
     Memory: one session's ROI voxels per worker, whatever the number of sessions. Raises Problem for whatever is
     wrong with NSD's files before anything is written, but for faults inside a session's data.
     """
@@ -82,25 +90,26 @@ def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False)
         raise Problem(f"{int(design.test.sum())} of {ws.subject}'s {len(design.test)} stimuli are shared ones",
                       "a test set and a training set are needed: use more sessions")
     voxels, grid, atlas_keys, left_out = choose_voxels(root, ws.subject, choice, rois)
-    records = _records(ws.subject, root, choice, used, voxels, atlas_keys)
+    records = _Records(ws, root, choice, used, voxels, atlas_keys)
 
     with store.locked(ws.mrifeat / "betas"):
         for leftover in ws.mrifeat.glob(".*.part.*"):  # of a killed run: the lock keeps out any other writer
             leftover.unlink()
         todo = [(tag, split) for tag in voxels for split in trials.SPLITS
-                if not store.is_done(ws.betas(tag, split), records[tag, split, False], overwrite)]
+                if not store.is_done(ws.betas(tag, split), records.found(tag, split), overwrite)]
         folder = ws.betas_parts(choice)
         if todo:
-            made = [records[tag, split, False] for tag, split in todo]
+            made = [records.frame(tag, split) for tag, split in todo]
             resumed = _resumable(folder, made, todo)
             sessions = _sessions(root, ws.subject, used, session_of_trial, design, grid, voxels, choice, folder,
-                                 resumed)
-            for session in sessions:
-                _open(session).close()  # a wrong header is found out now, not after hours
+                                 records if resumed else None)
+            sessions = _with_source(sessions, source, workers)
+            sessions = [_checked(session) for session in sessions]  # what is wrong is found out now, not after hours
             matrices = _prepare(folder, made, todo, voxels, design, choice, resumed)
             _stream([replace(session, matrices=matrices) for session in sessions], workers, len(design.stims))
             _check_constant(folder, used, voxels)
-        _write_design(ws, design, records["design"], overwrite)
+            records.read_from({number: store.read_json(_marker(folder, number))["source"] for number in used})
+        _write_design(ws, design, records.design, overwrite)
         for tag in voxels:
             for split in trials.SPLITS:
                 part = _part(folder, tag, split) if (tag, split) in todo else None
@@ -147,21 +156,57 @@ def choose_voxels(root, subject, choice, rois):
     return found, atlas.grid, keys, left_out
 
 
-def _records(subject, root, choice, used, voxels, atlas_keys):
-    """What makes each artifact: {"design": …, (tag, split, average): …}. NSD's files are named by key and version."""
-    def versions(keys):
-        return {key: root.version(key).tag for key in keys}
+class _Records:
+    """What makes each artifact. NSD's files are named by key and version; a session's betas by the file that was read.
 
-    sources = versions([nsd.DESIGN_KEY, nsd.responses_key(subject)])
-    records = {"design": store.record(SCRIPT, {"subject": subject, "sessions": used}, sources=sources)}
-    sources = sources | versions([*atlas_keys, *(nsd.betas_key(subject, session) for session in used)])
-    for tag in voxels:
-        for split in trials.SPLITS:
-            for average in (False, True):
-                options = {"subject": subject, "sessions": used, "roi": tag, "split": split, "average": average,
-                           "atlas": choice.atlas, "zscore": choice.zscore, "ncsnr_min": choice.ncsnr_min}
-                records[tag, split, average] = store.record(SCRIPT, options, sources=sources)
-    return records
+    design: the record of the trials' arrays.
+    """
+
+    def __init__(self, ws, root, choice, used, voxels, atlas_keys):
+        self._ws, self._root, self._choice, self._used = ws, root, choice, used
+        self._versions, self._read = {}, {}
+        common = [nsd.DESIGN_KEY, nsd.responses_key(ws.subject)]
+        self.design = store.record(SCRIPT, {"subject": ws.subject, "sessions": used},
+                                   sources={key: self.version(key) for key in common})
+        self._sources = {key: self.version(key) for key in (*common, *atlas_keys)}
+
+    def version(self, key):
+        """The tag of an object as it is now; it is asked for once."""
+        if key not in self._versions:
+            self._versions[key] = self._root.version(key).tag
+        return self._versions[key]
+
+    def read_from(self, sources):
+        """Take in {session: {key: tag}} of what was read."""
+        self._read = sources
+
+    def frame(self, tag, split, average=False, sources=None):
+        """The record of an artifact without its sessions' files, or with `sources` {key: tag} of them."""
+        options = {"subject": self._ws.subject, "sessions": self._used, "roi": tag, "split": split, "average": average,
+                   "atlas": self._choice.atlas, "zscore": self._choice.zscore, "ncsnr_min": self._choice.ncsnr_min}
+        return store.record(SCRIPT, options, sources=self._sources | (sources or {}))
+
+    def made(self, tag, split, average=False):
+        """The record of an artifact that this run makes."""
+        return self.frame(tag, split, average, {key: seen for each in self._read.values()
+                                                for key, seen in each.items()})
+
+    def found(self, tag, split, average=False):
+        """The record that an artifact must have: of its sessions' files as they are now, of those that it was made of.
+
+        Both files of a session hold the same betas, so which was read makes no difference.
+        """
+        side = layout.sidecar(self._ws.betas(tag, split, average))
+        known = store.read_json(side).get("sources", {}) if side.exists() else {}
+        keys = []
+        for session in self._used:
+            other = nsd.betas_hdf5_key(self._ws.subject, session)
+            keys.append(other if other in known else nsd.betas_key(self._ws.subject, session))
+        return self.frame(tag, split, average, {key: self.version(key) for key in keys})
+
+    def is_current(self, source):
+        """Whether {key: tag}, as a session's marker has it, is what the root holds now."""
+        return all(self._root.exists(key) and self.version(key) == tag for key, tag in source.items())
 
 
 # the arrays that sessions fill
@@ -211,7 +256,10 @@ def _reserve(path, header, size):
 
 
 def _sessions(root, subject, used, session_of_trial, design, grid, voxels, choice, folder, resumed):
-    """A Session, without matrices yet, for each of `used` that the resumed run has not done."""
+    """A Session, without matrices and source yet, for each of `used` that a killed run has not done.
+
+    resumed: the _Records by which to tell what of a killed run counts, or None.
+    """
     is_test = design.test[design.rows]
     positions = np.concatenate(list(voxels.values()))
     found = []
@@ -219,9 +267,10 @@ def _sessions(root, subject, used, session_of_trial, design, grid, voxels, choic
         inside, before = session_of_trial == number, session_of_trial < number
         first_row = {"tr": int((before & ~is_test).sum()), "te": int((before & is_test).sum())}
         marker = _marker(folder, number)
-        if not (resumed and marker.exists()):
+        if not (resumed and marker.exists() and resumed.is_current(store.read_json(marker).get("source", {}))):
+            marker.unlink(missing_ok=True)
             found.append(Session(root, subject, number, grid, positions, is_test[inside], first_row, choice.zscore,
-                                 str(marker)))
+                                 str(marker), beta_source.NIFTI, False, ranges.Link(root.local)))
     if len(found) < len(used):
         cli.say(f"{len(used) - len(found)} of {len(used)} sessions were done before")
     return found
@@ -231,9 +280,49 @@ def _marker(folder, number):
     return folder / f"session{number:02}.json"
 
 
-def _open(session):
-    """The session's betas. Raises Problem unless their header fits the atlas and the design."""
-    volumes = nsd.beta_volumes(session.root, session.subject, session.number)
+def _with_source(sessions, source, workers):
+    """The sessions, each with the file that it is read from, as `source` asks and one line says."""
+    if not sessions:
+        return []
+    one = sessions[0]
+    by, link = beta_source.decide(one.root, one.subject, [session.number for session in sessions], one.voxels,
+                                  one.grid.shape, len(one.is_test), source, workers)
+    return [replace(session, by=by[session.number], strict=source == beta_source.HDF5, link=link, at_a_time=workers)
+            for session in sessions]
+
+
+def _checked(session):
+    """The session, from its .nii.gz if its .hdf5 cannot be used. Raises Problem unless the headers of its betas fit the
+    atlas and the design."""
+    if session.by == beta_source.NIFTI:
+        _open(session).close()
+        return session
+    with ranges.Ranged(session.root, nsd.betas_key(session.subject, session.number), session.link) as packed:
+        _open(session, packed.stream(beta_source.HEADER)).close()
+    try:
+        _open_voxels(session).close()
+    except beta_chunks.OtherLayout as problem:
+        return _from_volumes(session, problem)
+    return session
+
+
+def _from_volumes(session, problem):
+    """The session, to be read from its .nii.gz, with one line that says why; raises `problem` if that is not wanted."""
+    if session.strict:
+        raise problem
+    cli.say(f"{problem.what}: session {session.number:02} is read from its .nii.gz")
+    return replace(session, by=beta_source.NIFTI)
+
+
+def _open_voxels(session):
+    return beta_chunks.VoxelBetas(
+        session.root, nsd.betas_hdf5_key(session.subject, session.number), session.grid.shape, len(session.is_test),
+        session.link, connections=ranges.connections(session.at_a_time))
+
+
+def _open(session, raw=None):
+    """The session's volumes. Raises Problem unless their header fits the atlas and the design."""
+    volumes = nsd.beta_volumes(session.root, session.subject, session.number, raw)
     try:
         session.grid.must_match(volumes.grid)
         if volumes.count != len(session.is_test):
@@ -269,17 +358,26 @@ def _stream(sessions, workers, total):
 
 
 def read_session(session, progress=None):
-    """Stream one session's betas and write its rows. progress: called with 1 after each volume."""
-    block = np.empty((len(session.is_test), len(session.voxels)), np.int16)
+    """Read one session's betas and write its rows. progress: called with how many trials' worth came since."""
+    done = 0
+
+    def moved(trials):
+        nonlocal done
+        done += trials
+        if parent is not None and not parent.is_alive():
+            raise SystemExit("the run that started this worker is gone")
+        if progress:
+            progress(trials)
+
     parent = multiprocessing.parent_process()
-    with _open(session) as volumes:
-        for row, volume in zip(block, volumes, strict=True):
-            # "clip" lets take write straight into the row; the positions come from a volume of the same shape.
-            np.take(volume.reshape(-1), session.voxels, out=row, mode="clip")
-            if parent is not None and not parent.is_alive():
-                raise SystemExit("the run that started this worker is gone")
-            if progress:
-                progress(1)
+    if session.by == beta_source.HDF5:
+        try:
+            block, source = _voxels(session, moved)
+        except beta_chunks.OtherLayout as problem:
+            session = _from_volumes(session, problem)
+            moved(-done)
+    if session.by == beta_source.NIFTI:
+        block, source = _volumes(session, moved)
     constant = {}
     for matrix in session.matrices:
         betas = block[:, slice(*matrix.columns)]
@@ -289,7 +387,45 @@ def read_session(session, progress=None):
         chosen = session.is_test if matrix.split == "te" else ~session.is_test
         rows = np.ascontiguousarray(betas[chosen], np.dtype(matrix.dtype))
         _write_rows(matrix, session.first_row[matrix.split], rows)
-    store.write_json(session.marker, {"constant": constant})
+    store.write_json(session.marker, {"constant": constant, "source": source})
+
+
+def _volumes(session, moved):
+    """(trials, voxels) int16 of the session's voxels, of its .nii.gz, and {key: tag} of that."""
+    key = nsd.betas_key(session.subject, session.number)
+    version = session.root.version(key)
+    block = np.empty((len(session.is_test), len(session.voxels)), np.int16)
+    with _open(session, session.root.open(key, version=version)) as volumes:
+        for row, volume in zip(block, volumes, strict=True):
+            _take(volume, session.voxels, row)
+            moved(1)
+    return block, {key: version.tag}
+
+
+def _take(volume, voxels, row):
+    # "clip" lets take write straight into the row; the positions come from a volume of the same shape.
+    np.take(volume.reshape(-1), voxels, out=row, mode="clip")
+
+
+def _voxels(session, moved):
+    """As _volumes, of the session's .hdf5, whose first trial must be that of the .nii.gz."""
+    first = np.empty(len(session.voxels), np.int16)
+    with ranges.Ranged(session.root, nsd.betas_key(session.subject, session.number), session.link) as packed:
+        # The first of so many volumes is about so many bytes; what lacks is read then.
+        with _open(session, packed.stream(packed.size // len(session.is_test) + beta_source.HEADER)) as volumes:
+            _take(next(iter(volumes)), session.voxels, first)
+    trials, shares = 0, 0.0
+
+    def part(share):
+        nonlocal trials, shares
+        shares += share
+        moved(round(shares * len(session.is_test)) - trials)
+        trials = round(shares * len(session.is_test))
+
+    with _open_voxels(session) as betas:
+        block = betas.read(session.voxels, part)
+        betas.must_begin_with(first, block)
+        return block, {betas.key: betas.tag}
 
 
 def _write_rows(matrix, first_row, rows):
@@ -343,7 +479,8 @@ def _finish(ws, design, tag, split, records, part, overwrite, left_out):
     """Write the averages of one ROI and split, then give its betas (`part`, None if done) their name."""
     path, average = ws.betas(tag, split), ws.betas(tag, split, average=True)
     source = path if part is None else part
-    if part is not None or not store.is_done(average, records[tag, split, True], overwrite):
+    record_of = records.found if part is None else records.made
+    if part is not None or not store.is_done(average, records.found(tag, split, True), overwrite):
         chosen = design.split(split)
         width = store.read_npy(source, mmap=True).shape[1]
         with store.atomic(average) as temporary:
@@ -353,7 +490,7 @@ def _finish(ws, design, tag, split, records, part, overwrite, left_out):
                 betas = functools.partial(store.read_npy, source, mmap=True)
                 for block in trials.averages(betas, chosen.rows, len(chosen.stimuli)):
                     file.write(memoryview(np.ascontiguousarray(block)).cast("B"))
-            store.finish(average, records[tag, split, True], temporary, left_out=left_out)
+            store.finish(average, record_of(tag, split, True), temporary, left_out=left_out)
     if part is not None:
-        store.finish(path, records[tag, split, False], part, left_out=left_out)
+        store.finish(path, record_of(tag, split), part, left_out=left_out)
         system.replace(part, path)

@@ -49,6 +49,11 @@ def betas_key(subject, session):
     return f"{betas_prefix(subject)}betas_session{session:02}.nii.gz"
 
 
+def betas_hdf5_key(subject, session):
+    """The same betas with a chunk for each voxel (docs/nsd_formats.md)."""
+    return f"{betas_prefix(subject)}betas_session{session:02}.hdf5"
+
+
 def ncsnr_key(subject):
     return f"{betas_prefix(subject)}ncsnr.nii.gz"
 
@@ -298,12 +303,13 @@ class BetaVolumes:
 
     Opening reads the header alone. Nothing is kept: a volume is valid until the next is asked for. After the last
     volume the gzip stream must end, with its checksum right. Raises Problem that names the key for whatever is wrong.
+    raw: the key's bytes, if they are not to be read as one stream.
     """
 
-    def __init__(self, root, key):
+    def __init__(self, root, key, raw=None):
         self.key = key
         self.name = root.name(self.key)
-        self._raw = root.open(self.key)
+        self._raw = root.open(self.key) if raw is None else raw
         self._stream = igzip.open(self._raw, "rb")
         header = _header(self._read(HEADER), self.name)
         self.count, self._dtype = self._checked(header)
@@ -356,9 +362,9 @@ class BetaVolumes:
         self.close()
 
 
-def beta_volumes(root, subject, session):
+def beta_volumes(root, subject, session, raw=None):
     """A session's betas, streamed; see BetaVolumes."""
-    return BetaVolumes(root, betas_key(subject, session))
+    return BetaVolumes(root, betas_key(subject, session), raw)
 
 
 def _header(data, name):
@@ -602,7 +608,7 @@ def stimuli_path(root, workdir):
 class Stimuli:
     """Images in an HDF5 file like nsd_stimuli.hdf5: `imgBrick` (n, H, W, 3) uint8, row = 0-based 73k id.
 
-    A file with `stim_ids` (n,) holds those ids instead of 0 … n-1.
+    A file with `stim_ids` (n,) holds those ids instead of 0 … n-1. ids: (n,) int64, ascending. stop: no id is as large.
     """
 
     def __init__(self, path):
@@ -615,11 +621,13 @@ class Stimuli:
                 raise Problem(f"imgBrick of {path} is {dtype} {self.shape}, not uint8 (n, H, W, 3)",
                               "get the file again")
             self.count, self._rows = self.shape[0], None
+            self.ids, self.stop = np.arange(self.count), self.count
             if "stim_ids" in self._file:
                 ids = self._file.dataset("stim_ids", "iu").ids()
                 if ids.shape != (self.count,):
                     raise Problem(f"{path} has {self.count} images but stim_ids of shape {ids.shape}", "make it again")
                 self._rows = {int(stimulus): row for row, stimulus in enumerate(ids)}
+                self.ids, self.stop = np.sort(ids), STIMULI
         except Problem:
             self.close()
             raise
@@ -642,6 +650,11 @@ class Stimuli:
         if not 0 <= row < self.count:
             raise Problem(f"{self.path} has no image of 73k id {stimulus}", f"it holds {self.count} images")
         return row
+
+    @property
+    def whole(self):
+        """Whether rows are 73k ids: the file is not a choice of images."""
+        return self._rows is None
 
     def __contains__(self, name):
         """True if the file has a dataset of that name."""
