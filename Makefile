@@ -28,6 +28,7 @@ bench: $(VENV)/.installed
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 
 docs: $(VENV)/.installed
+	$(BIN)/python docs/make_architecture.py
 	$(BIN)/python docs/make_commands.py
 	$(BIN)/python -m jupytext --quiet --sync notebooks/*.py
 	$(BIN)/python -m nbconvert --clear-output --inplace --log-level ERROR notebooks/*.ipynb

@@ -15,14 +15,17 @@ Writes  amodal_completion/{subject}/{subject}_index.csv and .json, _closeness.cs
         _decoded.h5, _completion_index.png and .pdf, _closeness.png and .pdf; with --reconstruct closeups/ and
         _closeups.png and .pdf
 """
-from utils import cli, closeups, completion_figures, completion_stage, diffusion, layout
+from utils import cli, layout
+from utils.completion import closeups, completion_figures, completion_results, completion_stage
+from utils.generate import diffusion
+from utils.models import checkpoints
 
 
 def main(argv=None):
     parser = cli.parser(__doc__, "python amodal_completion.py --subject subj01")
     cli.add_subject(parser)
     cli.add_gpu(parser)
-    cli.add_revision(parser)
+    checkpoints.add_revision(parser)
     cli.add_seed(parser)
     parser.add_argument("--roi", nargs="+", choices=layout.ROIS, help="only these ROIs (default: all)")
     parser.add_argument("--inpaint", type=int, default=0, metavar="N",
@@ -39,7 +42,7 @@ def main(argv=None):
     rows, summary = completion_stage.run(args)
     for row in rows:
         if row["primary"]:
-            print(completion_stage.sentence(row))
+            print(completion_results.sentence(row))
     for how, (value, low, high) in summary["generator"].items():
         print(f"diffusion model without a brain, {how}: {value:.2f} [{low:.2f}, {high:.2f}] "
               "of what is hidden beyond context")
@@ -47,9 +50,9 @@ def main(argv=None):
         who = "reconstructions from the brain" if what == "brain" else "the same views without a brain"
         print(f"{who}: {value:.2f} [{low:.2f}, {high:.2f}] of what is hidden beyond context")
     ws = layout.Workspace.of(args)
-    near = completion_stage.read_closeness(ws)
-    for row in completion_stage.told(near, rows):
-        print(completion_stage.closeness_sentence(row))
+    near = completion_results.read_closeness(ws)
+    for row in completion_results.told(near, rows):
+        print(completion_results.closeness_sentence(row))
     for path in completion_figures.write(ws, rows, near, closeups.read(ws), summary["simulated"]):
         cli.say(str(path))
 

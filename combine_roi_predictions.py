@@ -11,7 +11,9 @@ Writes  decoded/{subject}/{subject}_{roi+roi}_scores_{target}.npy and .json
 import functools
 from pathlib import Path
 
-from utils import cli, combining, correlation, layout, store
+from utils import cli, layout
+from utils.ridge import combine_rois, correlation
+from utils.storage import provenance, writing
 
 
 def main(argv=None):
@@ -39,19 +41,19 @@ def main(argv=None):
     paths = [ws.scores([choice.tag(roi)], args.target, dataset, cli.control(args)) for roi in args.rois]
     stage = "ridge_occlusion.py" if dataset else "ridge.py"
     made_by = [f"{stage} --target {args.target} --roi {roi} --subject {args.subject}" for roi in args.rois]
-    predictions, records = combining.read_predictions(paths, made_by)
-    shares = combining.weights(records, args.rois, args.weights)
-    options = combining.shared_options(records[0]) | {"rois": args.rois, "weights": args.weights}
-    wanted = store.record("combine_roi_predictions.py", options, paths)
+    predictions, records = combine_rois.read_predictions(paths, made_by)
+    shares = combine_rois.weights(records, args.rois, args.weights)
+    options = combine_rois.shared_options(records[0]) | {"rois": args.rois, "weights": args.weights}
+    wanted = provenance.record("combine_roi_predictions.py", options, paths)
     path = ws.scores([choice.tag("+".join(args.rois))], args.target, dataset, cli.control(args))
-    with store.locked(path):
-        if store.is_done(path, wanted, args.overwrite):
+    with writing.locked(path):
+        if provenance.is_done(path, wanted, args.overwrite):
             print(f"{path.stem}: done before")
             return
         with cli.progress(desc=path.stem, total=len(predictions[0]), unit="image") as bar:
-            judge = functools.partial(combining.correlations, ws, args.target, records[0])
-            profile, pattern = combining.write(path, predictions, shares, wanted, bar.update, judge,
-                                               records[0].get("features"))
+            judge = functools.partial(combine_rois.correlations, ws, args.target, records[0])
+            profile, pattern = combine_rois.write(path, predictions, shares, wanted, bar.update, judge,
+                                                  records[0].get("features"))
     print(f"{path.stem}: " + ", ".join(f"{roi} {share:.2f}" for roi, share in zip(args.rois, shares)))
     if profile is pattern is None:
         cli.say(f"{path.stem}: the true features that {paths[0].name} was decoded against are not there to compare "

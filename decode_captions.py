@@ -8,13 +8,15 @@ Reads   decoded/{subject}/{subject}_{rois}_scores_{target}.npy, and people's cap
 Writes  decoded/{subject}/captions/captions_brain.csv, a caption per line, and .json
         (captions_brain_{target}_{dataset}.csv for another target or occluded images)
 """
-from utils import captioning, cli
+from utils import cli
+from utils.evaluate import caption_scores
+from utils.generate import captioning
 
 
 def main(argv=None, dataset="nsd"):
     parser = cli.parser(__doc__, "python decode_captions.py --subject subj01")
     captioning.add_arguments(parser, dataset)
-    captioning.decode(cli.parse(parser, argv))
+    captioning.decode(cli.parse(parser, argv), caption_scores)
 
 
 if __name__ == "__main__":

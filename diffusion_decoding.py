@@ -6,7 +6,8 @@ guidance 5 under the decoded conditioning. A sample's noise depends on (seed, im
 Reads   decoded/{subject}/…_scores_{init_latent,c}.npy (with --true_features: nsdfeat/subjfeat/), nsd_stimuli.hdf5
 Writes  decoded/image-{method}/{subject}/samples/{i}_org.png and {i}_{sample}.png, 512×512
 """
-from utils import cli, reconstruction
+from utils import cli
+from utils.generate import reconstruction
 
 
 def main(argv=None, dataset="nsd"):

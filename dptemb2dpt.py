@@ -5,13 +5,14 @@ Writes  decoded/{subject}/dpt_fromemb/{i}.npy, (1, 1, 64, 64) float32, larger = 
         (the same at 512 px, 8-bit, nearer = brighter)
         (with --dataset occluded: dpt_fromemb_occluded, dpt_fromemb_image_occluded)
 """
-from utils import cli, depth
+from utils import cli
+from utils.generate import depth_maps
 
 
 def main(argv=None, dataset="nsd"):
     parser = cli.parser(__doc__, "python dptemb2dpt.py --gpu 0 --subject subj01")
-    depth.add_arguments(parser, dataset)
-    depth.decode(cli.parse(parser, argv))
+    depth_maps.add_arguments(parser, dataset)
+    depth_maps.decode(cli.parse(parser, argv))
 
 
 if __name__ == "__main__":

@@ -12,18 +12,20 @@ Reads   decoded/image-*/{subject}/samples/, identification/ where it is whole, d
         with --held_out_clusters: mrifeat/, nsdfeat/subjfeat/, decoded/{subject}/*_scores_*
 Writes  evaluation/{subject}/{subject}_evaluation.csv and .md, _captions.csv, _held_out.csv, and per_image/
 """
-from utils import cli, evaluation_stage, held_out
+from utils import cli
+from utils.evaluate import evaluation_stage, held_out_clusters
+from utils.models import checkpoints
 
 
 def main(argv=None):
     parser = cli.parser(__doc__, "python evaluate.py --subject subj01 --held_out_clusters 5")
     cli.add_subject(parser)
     cli.add_gpu(parser)
-    cli.add_revision(parser)
+    checkpoints.add_revision(parser)
     cli.add_seed(parser)
-    held_out.add_arguments(parser)
+    held_out_clusters.add_arguments(parser)
     args = cli.parse(parser, argv)
-    held_out.check_arguments(parser, args)
+    held_out_clusters.check_arguments(parser, args)
     print(evaluation_stage.run(args), end="")
 
 

@@ -10,7 +10,10 @@ With --subject it holds what these subjects saw; a later --subject adds to it.
 """
 from pathlib import Path
 
-from utils import cli, layout, nsd, occlusion, s3, store, trials
+from utils import cli, layout
+from utils.nsd import s3, stimulus_file, trials
+from utils.occlusion import occluders
+from utils.storage import provenance
 
 
 def main(argv=None):
@@ -26,14 +29,14 @@ def main(argv=None):
     parser.add_argument("--outdir", type=Path, help="older form: folder of the PNGs")
     parser.add_argument("--start", type=int, metavar="A", help="older form: first image (default: 0)")
     parser.add_argument("--end", type=int, metavar="B", help="older form: one past the last image (default: all)")
-    parser.add_argument("--occluder", choices=occlusion.KINDS, default="rectangle", help="default: rectangle")
+    parser.add_argument("--occluder", choices=occluders.KINDS, default="rectangle", help="default: rectangle")
     parser.add_argument("--occlusion_ratio", type=float, default=0.3, metavar="R",
                         help="share of each side of a rectangle; other occluders hide the same area, R² (default: 0.3)")
     parser.add_argument("--image_size", type=int, metavar="PX",
                         help="scale the image to PX×PX first, Lanczos (default: as it is, 425 for NSD's)")
-    parser.add_argument("--place", choices=occlusion.PLACES, default="centre",
+    parser.add_argument("--place", choices=occluders.PLACES, default="centre",
                         help="centre, or random by --seed and the image's index (default: centre)")
-    parser.add_argument("--fill", choices=occlusion.FILLS, default="black",
+    parser.add_argument("--fill", choices=occluders.FILLS, default="black",
                         help="mean: mean colour of what stays visible (default: black)")
     cli.add_seed(parser)
     args = cli.parse(parser, argv)
@@ -49,31 +52,32 @@ def main(argv=None):
         parser.error("--start must not be negative")
     if not 0 < args.occlusion_ratio <= 1:
         parser.error("--occlusion_ratio must be above 0 and at most 1")
-    if args.image_size is not None and not 1 <= args.image_size <= occlusion.LARGEST:
-        parser.error(f"--image_size must be 1 to {occlusion.LARGEST}")
+    if args.image_size is not None and not 1 <= args.image_size <= occluders.LARGEST:
+        parser.error(f"--image_size must be 1 to {occluders.LARGEST}")
 
     options = {"kind": args.occluder, "ratio": args.occlusion_ratio, "place": args.place, "fill": args.fill,
                "seed": args.seed, "image_size": args.image_size}
-    source = args.h5_path or args.input_path or nsd.stimuli_path(s3.Root.from_env(), args.workdir)
-    with nsd.Stimuli(source) as stimuli:
-        wanted = store.record("generate_occluded_images.py", options, input=occlusion.fingerprint(stimuli))
+    source = args.h5_path or args.input_path or stimulus_file.stimuli_path(s3.Root.from_env(), args.workdir)
+    with stimulus_file.Stimuli(source) as stimuli:
+        wanted = provenance.record("generate_occluded_images.py", options, input=occluders.fingerprint(stimuli))
         if older:
             asked = None if (args.start, args.end) == (None, None) else [
                 args.start or 0, stimuli.count if args.end is None else args.end]
             ids = cli.image_range(asked, stimuli.count)
             with cli.progress(total=len(ids), desc="occluding", unit="image") as bar:
-                made = occlusion.write_pngs(stimuli, ids, args.outdir, wanted, args.overwrite, bar.update)
+                made = occluders.write_pngs(stimuli, ids, args.outdir, wanted, args.overwrite, bar.update)
             print(f"{args.outdir}: {made} images written, {len(ids) - made} were there")
         else:
             path = args.output_path or layout.occluded_stimuli(args.workdir)
             chosen = cli.image_range(args.imgidx, stimuli.count)
             wanted["images"] = [chosen.start, chosen.stop]
-            subjects, grows = occlusion.subjects_to_hold(path, args.subject, wanted)
+            subjects, grows = occluders.subjects_to_hold(path, args.subject, wanted)
             seen = [layout.Workspace(args.workdir, subject) for subject in subjects or ()]
             ids = trials.seen(seen, chosen) if seen else chosen
-            wanted |= store.record(wanted["made_by"], options, [ws.stims_ave for ws in seen]) | {"subjects": subjects}
+            wanted |= provenance.record(wanted["made_by"], options,
+                                        [ws.stims_ave for ws in seen]) | {"subjects": subjects}
             with cli.progress(total=len(ids), desc="occluding", unit="image") as bar:
-                made = occlusion.write_hdf5(stimuli, ids, path, wanted, args.overwrite or grows, bar.update)
+                made = occluders.write_hdf5(stimuli, ids, path, wanted, args.overwrite or grows, bar.update)
             print(f"{path}: {len(ids)} images" + ("" if made else " (were there)"))
 
 

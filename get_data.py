@@ -10,11 +10,12 @@
 Reads   NSD_ROOT (default: s3://natural-scenes-dataset, anonymously)
 Writes  nothing, but for fetch: WORKDIR/KEY
 """
-from utils import cli, layout, nsd, s3
+from utils import cli, layout
 from utils.errors import Problem
+from utils.nsd import object_keys, s3
 
-OF_SUBJECT = {"ppdata": lambda subject: f"nsddata/ppdata/{subject}/", "betas": nsd.betas_prefix,
-              "roi": lambda subject: nsd.atlas_key(subject, "streams").removesuffix("streams.nii.gz")}
+OF_SUBJECT = {"ppdata": lambda subject: f"nsddata/ppdata/{subject}/", "betas": object_keys.betas_prefix,
+              "roi": lambda subject: object_keys.atlas_key(subject, "streams").removesuffix("streams.nii.gz")}
 
 
 def main(argv=None):
@@ -34,7 +35,7 @@ def main(argv=None):
     if args.what in OF_SUBJECT:
         prefix = OF_SUBJECT[args.what](args.name)
     else:
-        prefix = args.name if args.what == "list" else nsd.STIMULI_KEY.removesuffix("nsd_stimuli.hdf5")
+        prefix = args.name if args.what == "list" else object_keys.STIMULI_KEY.removesuffix("nsd_stimuli.hdf5")
     found = root.list(prefix)
     if not found:
         raise Problem(f"nothing is below {root.name(prefix)}", "check NSD_ROOT and the name")

@@ -7,7 +7,9 @@ at random. Any number of images and samples, as found on disk.
 Reads   identification/{method}/{subject}/{feature}.h5 (or {i}_org_{feature}.npy and {i}_{sample}_{feature}.npy)
 Writes  scores/per_image_scores_{subject}_{method}_{feature}.csv (imgidx, mean_corr, accuracy) and .json
 """
-from utils import cli, identification, layout, store
+from utils import cli, layout
+from utils.evaluate import identification
+from utils.storage import provenance, text_files
 
 
 def main(argv=None, dataset="nsd"):
@@ -26,14 +28,14 @@ def main(argv=None, dataset="nsd"):
     folder = ws.identification(run)
     twin = "_occlusion" if args.dataset == "occluded" else ""
     made_by = f"img2feat_decoded{twin}.py --subject {args.subject} --method {args.method} --usefeat"
-    source = store.read_json(layout.manifest(folder)) if layout.manifest(folder).exists() else None
+    source = text_files.read_json(layout.manifest(folder)) if layout.manifest(folder).exists() else None
     for feature in args.usefeat:
         with cli.progress(desc=f"{run} {feature}", unit="image") as bar:
             features, r, found = identification.identify(
                 folder, feature, f"{made_by} {feature}", args.n_samples, args.seed, bar.update)
         options = {"subject": args.subject, "run": run, "feature": feature, "seed": args.seed}
         identification.write_scores(ws.per_image_scores(run, feature), features.images, r,
-                                    store.record("identification.py", options, source=source, **found))
+                                    provenance.record("identification.py", options, source=source, **found))
         print(identification.sentence(args.subject, run, feature, found))
 
 

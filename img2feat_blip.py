@@ -6,13 +6,16 @@ Writes  nsdfeat/blip/ (with --dataset occluded: blip_occluded), one HDF5 file pe
 """
 from pathlib import Path
 
-from utils import captioning, cli, features, layout, models
+from utils import cli, layout
+from utils.features import extraction
+from utils.generate import captioning
+from utils.models import loading
 
 
 def main(argv=None, dataset="nsd"):
     parser = cli.parser(__doc__, "python img2feat_blip.py --gpu 0")
-    features.add_arguments(parser, dataset)
-    features.add_store(parser)
+    extraction.add_arguments(parser, dataset)
+    extraction.add_store(parser)
     parser.add_argument("--outdir", type=Path, metavar="DIR",
                         help="folder of the embeddings (default: nsdfeat/blip or nsdfeat/blip_occluded); read it with "
                         "make_subjstim.py --input_dir or its twin's")
@@ -21,18 +24,18 @@ def main(argv=None, dataset="nsd"):
     args = cli.parse(parser, argv)
 
     device = cli.device(args.gpu)
-    dtype = models.precision(args.precision, device)
-    captioner = captioning.Captioner(*models.blip(device, dtype), args.prompt)
-    stimuli, attributes = features.open_stimuli(args)
-    features.extract(
+    dtype = loading.precision(args.precision, device)
+    captioner = captioning.Captioner(*loading.blip(device, dtype), args.prompt)
+    stimuli, attributes = extraction.open_stimuli(args)
+    extraction.extract(
         args, stimuli, attributes | {"stored": args.store, "pixels": captioner.pixels}, "blip",
         layout.of_dataset("blip", args.dataset), dtype,
-        lambda pixels, _: features.stored(captioner.embed(pixels), args.store),
-        features.batch_size(args, device, features.AUTO_BATCH, lambda: captioner.embed(captioner.blank())),
+        lambda pixels, _: extraction.stored(captioner.embed(pixels), args.store),
+        extraction.batch_size(args, device, extraction.AUTO_BATCH, lambda: captioner.embed(captioner.blank())),
         prepare=lambda ids: captioner.prepare(stimuli.read(ids)), folder=args.outdir,
     )
     if not args.skip_captions:
-        captioning.caption_stimuli(args, features.wanted(args, stimuli), device)
+        captioning.caption_stimuli(args, extraction.wanted(args, stimuli), device)
 
 
 if __name__ == "__main__":

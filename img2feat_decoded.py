@@ -4,14 +4,16 @@ Reads   decoded/image-{method}/{subject}/samples/*.png
 Writes  identification/{method}/{subject}/{feature}.h5: originals and samples by image, one file per feature;
         with --npy also the original's {i}_org_{feature}.npy and {i}_{sample}_{feature}.npy
 """
-from utils import cli, evaluation
+from utils import cli
+from utils.evaluate import network_features
+from utils.models import checkpoints
 
 
 def main(argv=None, dataset="nsd"):
     parser = cli.parser(__doc__, "python img2feat_decoded.py --gpu 0 --subject subj01 --method cvpr")
     cli.add_subject(parser)
     cli.add_gpu(parser)
-    cli.add_revision(parser)
+    checkpoints.add_revision(parser)
     cli.add_run(parser, dataset)
     cli.add_usefeat(parser, "features to extract")
     parser.add_argument("--npy", action="store_true",
@@ -20,7 +22,7 @@ def main(argv=None, dataset="nsd"):
     args = cli.parse(parser, argv)
     if args.batch_size < 1:
         parser.error("--batch_size must be at least 1")
-    evaluation.extract(args)
+    network_features.extract(args)
 
 
 if __name__ == "__main__":

@@ -7,36 +7,40 @@ captions.
 Reads   nsd_stimuli.hdf5 (or nsd_stimuli_occluded.hdf5), NSD's COCO captions
 Writes  nsdfeat/init_latent/ and nsdfeat/c/ (with --dataset occluded: …_occluded), one HDF5 file per 256 stimuli
 """
-from utils import cli, diffusion, features, layout, models, nsd
-
+from utils import cli, layout
+from utils.features import extraction
+from utils.generate import diffusion
+from utils.models import loading
+from utils.nsd import coco_captions
 
 PROBE = ["a caption"] * 5  # as many as an image of COCO has
 
 
 def main(argv=None, dataset="nsd"):
     parser = cli.parser(__doc__, "python img2feat_sd1_parallel.py --imgidx 0 73000 --gpu 0")
-    features.add_arguments(parser, dataset)
+    extraction.add_arguments(parser, dataset)
     parser.add_argument("--captions", choices=["coco", "blip"], default="coco",
                         help="caption by people (default), or by BLIP from the occluded image "
                         "(img2feat_blip_occlusion.py)")
     args = cli.parse(parser, argv)
 
-    stimuli, attributes = features.open_stimuli(args)
-    captions, origin = features.captions(args)
-    nsd.captions_of(captions, features.wanted(args, stimuli))  # a missing one is found out now, not after hours
+    stimuli, attributes = extraction.open_stimuli(args)
+    captions, origin = extraction.captions(args)
+    # A missing caption is found out now, not after hours.
+    coco_captions.captions_of(captions, extraction.wanted(args, stimuli))
     device = cli.device(args.gpu)
-    dtype = models.precision(args.precision, device)
-    model = diffusion.LatentDiffusion(models.stable_diffusion(device, dtype))
-    batch = features.batch_size(args, device, features.AUTO_BATCH, lambda: model.caption_features([PROBE]),
-                                model.sliced_encode())
-    features.extract(
+    dtype = loading.precision(args.precision, device)
+    model = diffusion.LatentDiffusion(loading.stable_diffusion(device, dtype))
+    batch = extraction.batch_size(args, device, extraction.AUTO_BATCH, lambda: model.caption_features([PROBE]),
+                                  model.sliced_encode())
+    extraction.extract(
         args, stimuli, attributes, "sd", layout.of_dataset("init_latent", args.dataset), dtype,
-        lambda pixels, _: features.as_numpy(model.encode(pixels)), batch,
+        lambda pixels, _: extraction.as_numpy(model.encode(pixels)), batch,
         prepare=lambda ids: model.prepare(stimuli.read(ids)),
     )
-    features.extract(
+    extraction.extract(
         args, stimuli, origin, "sd", layout.of_dataset("c", args.dataset), dtype,
-        lambda texts, _: features.as_numpy(model.caption_features(texts)), batch,
+        lambda texts, _: extraction.as_numpy(model.caption_features(texts)), batch,
         prepare=lambda ids: [captions[stimulus] for stimulus in ids],
     )
 

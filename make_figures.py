@@ -10,8 +10,10 @@ Writes  figures/{reconstructions,captions}{,_occluded}_{subject}, identification
 """
 import functools
 
-from utils import cli, figures, layout, roi_figures
+from utils import cli, layout
 from utils.errors import Problem
+from utils.report import figures, roi_figures
+from utils.storage import picture_files
 
 
 def main(argv=None):
@@ -41,7 +43,7 @@ def main(argv=None):
         if figure is None:
             cli.say(f"{name}: skipped, it needs {stage}")
         else:
-            print(*figures.save(figure, functools.partial(ws.figure, name)), sep="\n")
+            print(*picture_files.save_figure(figure, functools.partial(ws.figure, name)), sep="\n")
 
 
 if __name__ == "__main__":

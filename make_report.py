@@ -9,7 +9,8 @@ Reads   decoded/image-*/{subject}/samples/, scores/per_image_scores_{subject}_*.
         mrifeat/{subject}/
 Writes  report/{subject}/report.html and .json
 """
-from utils import cli, report
+from utils import cli
+from utils.report import page
 
 
 def main(argv=None):
@@ -25,7 +26,7 @@ def main(argv=None):
     if not args.megabytes > 0:
         parser.error("--megabytes must be positive")
 
-    path, made, missing = report.write(args)
+    path, made, missing = page.write(args)
     for what, command in missing:
         cli.say(f"not in the report: {what} — {command}")
     print(f"{path}: {'made' if made else 'up to date'}, {path.stat().st_size / 1e6:.1f} MB")

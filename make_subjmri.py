@@ -8,7 +8,8 @@ Writes  mrifeat/{subject}/{subject}_stims.npy, _stims_ave.npy, _stims_ave_test.n
         {subject}_stims_tridx.npy and _stims_ave_tridx.npy (1 where a trial or stimulus trains, 0 where it tests),
         {subject}_{roi}_betas_{tr,te}.npy (int16, NSD's integers), {subject}_{roi}_betas_ave_{tr,te}.npy (float32)
 """
-from utils import beta_source, cli, layout, mrifeat, s3
+from utils import cli, layout
+from utils.nsd import beta_source, mrifeat, s3
 
 
 def main(argv=None):
@@ -21,8 +22,8 @@ def main(argv=None):
                         help="only the first N sessions; the paper used 37 (default: all)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="sessions read at a time (default: 1)")
     parser.add_argument("--source", choices=beta_source.SOURCES, default=beta_source.AUTO,
-                        help="of the betas: hdf5, by voxel; nifti, whole volumes; auto, whichever takes less time, which "
-                        "one line says (default). The arrays are the same")
+                        help="of the betas: hdf5, by voxel; nifti, whole volumes; auto, whichever takes less time, "
+                        "which one line says (default). The arrays are the same")
     args = cli.parse(parser, argv)
     for name in ("sessions", "workers"):
         if getattr(args, name) is not None and getattr(args, name) < 1:

@@ -3,7 +3,8 @@
 Reads   mrifeat/{subject}/{subject}_stims*.npy, nsdfeat/{featname} (or --input_dir)
 Writes  nsdfeat/subjfeat/{subject}_{use_stim}_{featname}.h5; with --npy also …_{tr,te}.npy, the original's matrices
 """
-from utils import cli, layout, subjstim
+from utils import cli, layout
+from utils.features import subjstim
 
 
 def main(argv=None, dataset="nsd"):

@@ -3,7 +3,9 @@
 Reads   mrifeat/{subject}/{subject}_stims*.npy, nsdfeat/{layer}/
 Writes  nsdfeat/subjfeat/{subject}_ave_{layer}.h5 (with --dataset occluded: …_{layer}_occluded.h5)
 """
-from utils import cli, icnn, layout, subjstim
+from utils import cli, layout
+from utils.features import subjstim
+from utils.generate import gan_inversion
 
 
 def main(argv=None):
@@ -16,7 +18,7 @@ def main(argv=None):
     parser.add_argument("--npy", action="store_true", help="also write the original's matrices")
     args = cli.parse(parser, argv)
 
-    for layer in icnn.layers_to_gather(args):
+    for layer in gan_inversion.layers_to_gather(args):
         feature = layout.of_dataset(layer, args.dataset)
         made = subjstim.gather(layout.Workspace.of(args), feature, "ave", args.dataset, npy=args.npy,
                                overwrite=args.overwrite)

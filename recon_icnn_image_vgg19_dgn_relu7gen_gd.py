@@ -6,7 +6,9 @@ Writes  decoded/gan_recon_img/all_layers/{subject}/streams/recon_image_normalize
         and the same before its levels are set, recon_image-VGG19-fc8-{subject}-streams-{i}.mat (recon_image, float32
         RGB) (with --dataset occluded: decoded/gan_recon_img_occluded/…)
 """
-from utils import cli, features, icnn
+from utils import cli
+from utils.features import extraction
+from utils.generate import gan_inversion
 
 
 def main(argv=None):
@@ -16,12 +18,13 @@ def main(argv=None):
     cli.add_gpu(parser)
     cli.add_seed(parser)
     cli.add_dataset(parser, "nsd")
-    features.add_images(parser)
+    extraction.add_images(parser)
     parser.add_argument("--true_features", action="store_true",
                         help="the recovery check: invert what make_vgg19fromdecode.py --true_features wrote")
     parser.add_argument("--shuffle_trials", type=int, metavar="SEED",
                         help="the control: invert what make_vgg19fromdecode.py --shuffle_trials SEED wrote")
-    parser.add_argument("--n_iter", type=int, default=icnn.N_ITER, metavar="N", help="iterations (default: 200)")
+    parser.add_argument("--n_iter", type=int, default=gan_inversion.N_ITER, metavar="N",
+                        help="iterations (default: 200)")
     parser.add_argument("--levels", choices=["auto", "stretch", "clip"], default="auto",
                         help="stretch each picture's range to 0–255 as the cookbook does, or clip it to 0–255 "
                         "(default: auto, stretch for the published generator, clip for one that says so)")
@@ -29,7 +32,7 @@ def main(argv=None):
     args = cli.parse(parser, argv)
     if args.n_iter < 1:
         parser.error("--n_iter must be at least 1")
-    icnn.reconstruct(args)
+    gan_inversion.reconstruct(args)
 
 
 if __name__ == "__main__":

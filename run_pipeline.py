@@ -13,7 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from utils import cli, layout, stages
+from utils import cli, layout
+from utils.models import checkpoints
+from utils.pipeline import stages
 
 HERE = Path(__file__).resolve().parent
 
@@ -23,7 +25,7 @@ def main(argv=None):
                         "python run_pipeline.py --subject subj01 --methods cvpr text gan depth --datasets nsd occluded")
     cli.add_subject(parser)
     cli.add_gpu(parser)
-    cli.add_revision(parser)
+    checkpoints.add_revision(parser)
     cli.add_seed(parser)
     cli.add_imgidx(parser, "the test images to reconstruct")
     parser.add_argument("--methods", nargs="+", choices=layout.METHODS, default=["cvpr"], help="default: cvpr")
@@ -65,7 +67,7 @@ def main(argv=None):
 
 def show_status(steps):
     """A line for each step, and for each that is not done why; then how many there are of each kind."""
-    from utils import status
+    from utils.pipeline import status
 
     states = []
     for number, (command, state, note) in enumerate(status.of(steps, arguments), start=1):
@@ -88,8 +90,8 @@ def arguments(command):
 
 def forget():
     """Free what a stage's networks hold, so that the run takes the memory of its largest stage, not of all of them."""
-    if "utils.models" in sys.modules:
-        sys.modules["utils.models"].forget()
+    if "utils.models.loading" in sys.modules:
+        sys.modules["utils.models.loading"].forget()
 
 
 def run(command):

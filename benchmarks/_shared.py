@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from mini_nsd import scenes
-from utils import diffusion, lazy, models
+from utils import lazy
+from utils.generate import diffusion
+from utils.models import loading
 
 torch = lazy.module("torch")  # a process that measures others must be small: their peak begins with its own
 
@@ -56,19 +58,19 @@ def products(device, dtype, size=4096):
 def small(dtype, device=None):
     """The small model of the simulated world. device: default the CPU."""
     os.environ["NSD_MODELS"] = "tiny"
-    return diffusion.LatentDiffusion(models.StableDiffusion("sd", device or torch.device("cpu"), dtype))
+    return diffusion.LatentDiffusion(loading.StableDiffusion("sd", device or torch.device("cpu"), dtype))
 
 
 def real(dtype, device=None):
     """SD 1.4's architecture with random weights, as the slow tests build it."""
     write_real()
     os.environ["NSD_MODELS"] = str(REAL)
-    return diffusion.LatentDiffusion(models.StableDiffusion("sd", device or torch.device("cpu"), dtype))
+    return diffusion.LatentDiffusion(loading.StableDiffusion("sd", device or torch.device("cpu"), dtype))
 
 
 def write_real(folder=REAL):
     """SD 1.4's architecture with random weights in the hub's layout, unless it is there."""
-    from tests.test_real_architectures import write_stable_diffusion
+    from tests.models.test_real_architectures import write_stable_diffusion
 
     if not (folder / "sd/tokenizer/tokenizer_config.json").exists():  # what is written last
         write_stable_diffusion(folder)
@@ -100,10 +102,11 @@ def vgg19_and_generator(device):
     """(encoder, generator, {layer: shape of one picture's features}): the Caffe architectures, random weights."""
     from bdpy.dl.torch.models import VGG19, AlexNetGenerator
 
-    from utils import caffe_nets, icnn
+    from utils.generate import gan_inversion
+    from utils.models import caffe_nets
 
     encoder = caffe_nets.Encoder(VGG19().eval().requires_grad_(False).to(device), caffe_nets.IMAGENET_SIZE,
                                  torch.tensor(caffe_nets.IMAGENET_MEAN, device=device), device)
     generator = caffe_nets.Generator(AlexNetGenerator().eval().requires_grad_(False).to(device),
                                      torch.full((4_096,), 5.0, device=device), device)
-    return encoder, generator, encoder.shapes(icnn.LAYERS)
+    return encoder, generator, encoder.shapes(gan_inversion.LAYERS)

@@ -33,7 +33,8 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mini_nsd import brain, occluded_viewing
-from utils import cli, closeness, completion, layout, permutations
+from utils import cli, layout, permutations
+from utils.completion import closeness, completion_index, linear_readouts
 
 REFITS = 5              # times that the decoders are trained anew, for each kappa
 DRAWS = 500             # permutations a set; the stage makes 2,000
@@ -83,7 +84,7 @@ def main():
         for roi in layout.ROIS:
             each = [one[roi] for one in found[level]]
             index = np.array([one["index"] for one in each])
-            row = [level, roi, completion.feature_of(roi), len(each), np.median(index), index.std(),
+            row = [level, roi, completion_index.feature_of(roi), len(each), np.median(index), index.std(),
                    np.median(index) - level, np.mean([one["low"] <= level <= one["high"] for one in each]),
                    np.mean([one["p"] < 0.05 for one in each]), np.mean([one["corrected"] < 0.05 for one in each]),
                    np.mean([one["signal"] for one in each]), np.median([one["control"] for one in each]),
@@ -129,8 +130,9 @@ def null_set(scenes, masks, number):
         table = seen @ (hidden - hidden.mean(0)).T
         above += np.diagonal(table)
         tables.append((images, table))
-    observed, null = completion.permuted(completion.Scores(above, np.ones(scenes), tables), None, number, DRAWS)
-    low, high = completion.interval(above, np.ones(scenes), number)
+    observed, null = completion_index.permuted(completion_index.Scores(above, np.ones(scenes), tables), None, number,
+                                               DRAWS)
+    low, high = completion_index.interval(above, np.ones(scenes), number)
     return permutations.p_value(observed, null), low <= 0 <= high
 
 
@@ -145,11 +147,11 @@ def fitted(experiment, refit):
     found, rng = {}, np.random.default_rng((refit, 12))
     for label, roi in enumerate(layout.ROIS, 1):
         here = np.flatnonzero(experiment.one.roi == label)
-        feature = completion.feature_of(roi)
+        feature = completion_index.feature_of(roi)
         betas = 300 * (experiment.trained[experiment.rows][:, here] + experiment.noise(len(experiment.rows), here, rng))
-        readout = completion.readouts(betas, experiment.rows,
-                                      {feature: experiment.material.features[feature][0]})[feature]
-        visible, _ = completion.visible_only(experiment.material, betas, experiment.rows)
+        readout = linear_readouts.readouts(betas, experiment.rows,
+                                           {feature: experiment.material.features[feature][0]})[feature]
+        visible, _ = linear_readouts.visible_only(experiment.material, betas, experiment.rows)
         found[roi] = here, readout, visible @ readout.weights + readout.offset
     return found
 
@@ -162,29 +164,30 @@ def analysed(experiment, readers, level, scenes, rng):
     kept = np.isin(images, rng.choice(count, scenes, replace=False))
     views, present = images[kept], np.unique(images[kept])
     position = np.searchsorted(present, views)
-    taking_part = completion.taking_part(material)[present]
+    taking_part = completion_index.taking_part(material)[present]
     found, observed, null = {}, {}, {}
     for roi, (here, readout, visible) in readers.items():
-        feature = completion.feature_of(roi)
+        feature = completion_index.feature_of(roi)
         clean = ((1 - level) * experiment.visible + level * experiment.filled)[:, kept][:, :, here].mean(0)
         seen = readout(300 * (clean + experiment.noise(kept.sum(), here, rng) / np.sqrt(occluded_viewing.REPEATS)))
         noise = experiment.noise(len(present), here, rng) / np.sqrt(occluded_viewing.REPEATS)
         whole = readout(300 * (experiment.whole[:, present][:, :, here].mean(0) + noise))
         axes = [axis for each in material.axes[feature] if (axis := each.take(kept)) is not None]
-        scores = completion.score(seen, whole[position], visible[kept], axes, position, len(present))
-        low, high = completion.interval(scores.above, scores.below, int(rng.integers(1 << 31)))
-        observed[roi], null[roi] = completion.permuted(scores, taking_part, 42, DRAWS)
-        r2 = completion.explained(whole, material.features[feature][1][present])
-        lost = completion.score(seen, whole[position], visible[kept], _kept(material.control[feature], kept), position,
-                                len(present))
+        scores = completion_index.score(seen, whole[position], visible[kept], axes, position, len(present))
+        low, high = completion_index.interval(scores.above, scores.below, int(rng.integers(1 << 31)))
+        observed[roi], null[roi] = completion_index.permuted(scores, taking_part, 42, DRAWS)
+        r2 = completion_index.explained(whole, material.features[feature][1][present])
+        lost = completion_index.score(seen, whole[position], visible[kept], _kept(material.control[feature], kept),
+                                      position,
+                                      len(present))
         there = lost.below != 0
         _, r = closeness.correlations(material, feature, np.flatnonzero(kept), seen)
         found[roi] = {"index": scores.index, "low": low, "high": high,
-                      "signal": completion.enough_signal(r2, scores.below),
+                      "signal": completion_index.enough_signal(r2, scores.below),
                       "closeness": (r[:, :1] - r[:, 1:]).mean(0),
-                      "control": lost.index, **dict(zip(("control_low", "control_high"), completion.interval(
+                      "control": lost.index, **dict(zip(("control_low", "control_high"), completion_index.interval(
                           lost.above[there], lost.below[there], int(rng.integers(1 << 31)))))}
-    for roi, (p, corrected) in completion.p_values(observed, null).items():
+    for roi, (p, corrected) in completion_index.p_values(observed, null).items():
         found[roi] |= {"p": p, "corrected": corrected}
     return found
 

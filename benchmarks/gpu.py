@@ -27,7 +27,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from utils import cli, store  # noqa: E402
+from utils import cli  # noqa: E402
+from utils.storage import text_files  # noqa: E402
 
 MINUTES = 8.8  # for all parts
 
@@ -39,13 +40,13 @@ class Bench:
         import torch
 
         from benchmarks import _shared
-        from utils import models
+        from utils.models import loading
 
         torch.backends.cudnn.allow_tf32 = False
         torch.set_float32_matmul_precision("highest")
         self.small, self.batches = small, batches
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.half = models.precision("auto", self.device)  # float32 again on a CPU without bfloat16
+        self.half = loading.precision("auto", self.device)  # float32 again on a CPU without bfloat16
         self.build = _shared.small if small else _shared.real
         self.rates, self.flops = {}, {}
 
@@ -237,7 +238,7 @@ def samples(bench):
     """Whole samples, at strength 0.8 and guidance 5, with the VAE at both ends: against one at a time in float32."""
     import torch
 
-    from utils import diffusion
+    from utils.generate import diffusion
 
     most, fewer = (10, 2) if bench.small else (diffusion.STEPS, 10)
     for dtype, count, solver, steps in ((torch.float32, 1, "ddim", most), (bench.half, bench.batches[-1], "dpm", fewer),
@@ -290,7 +291,7 @@ def decoded(bench, trials, voxels, dims, mode):
     import torch
 
     from benchmarks import ridge as against
-    from utils.regression import Decoder
+    from utils.ridge.ridge_decoder import Decoder
 
     train, stimulus, targets, test = against.simulate(trials, voxels, dims)
     size = label(trials, voxels, dims)
@@ -319,22 +320,23 @@ def inversion(bench):
     import torch
 
     from benchmarks import _shared
-    from utils import icnn, models
+    from utils.generate import gan_inversion
+    from utils.models import loading
 
     steps = 2 if bench.small else 5
     if bench.small:
         os.environ["NSD_MODELS"] = "tiny"
-        encoder, generator = models.vgg19(bench.device), models.generator(bench.device)
-        shapes = encoder.shapes(icnn.LAYERS)
+        encoder, generator = loading.vgg19(bench.device), loading.generator(bench.device)
+        shapes = encoder.shapes(gan_inversion.LAYERS)
     else:
         encoder, generator, shapes = _shared.vgg19_and_generator(bench.device)
     for count in dict.fromkeys((1, bench.batches[-1])):
         targets = {layer: torch.randn(count, *shape) for layer, shape in shapes.items()}
         bench.measured(
-            f"batch {count}, float32, scaled from {steps} steps", lambda: icnn.invert(
+            f"batch {count}, float32, scaled from {steps} steps", lambda: gan_inversion.invert(
                 encoder, generator, targets, torch.rand(count, len(generator.bound)), n_iter=steps),
             count, "pictures/s", torch.float32, group="inversion", reference=count == 1, repeats=1,
-            scale=icnn.N_ITER / steps)
+            scale=gan_inversion.N_ITER / steps)
 
 
 def counted(bench):
@@ -342,9 +344,9 @@ def counted(bench):
     import torch
 
     from tests import pretend_gpu
-    from utils import models
+    from utils.models import loading
 
-    dtype = models.precision("auto", torch.device("cpu"))  # it computes on the CPU
+    dtype = loading.precision("auto", torch.device("cpu"))  # it computes on the CPU
     for kind in ("unet", "decode", "encode"):
         peaks = []
         for count in (1, 2):
@@ -463,8 +465,8 @@ def main():
                 + (f", {parts[part]['fault']}" if parts[part]["fault"] else ""))
         completed(parts)
         args.out.mkdir(parents=True, exist_ok=True)
-        store.write_json(args.out / "gpu.json", {"about": on, "parts": parts})
-        store.write_text(args.out / "gpu.md", table(on, parts))
+        text_files.write_json(args.out / "gpu.json", {"about": on, "parts": parts})
+        text_files.write_text(args.out / "gpu.md", table(on, parts))
     print(table(on, parts), end="")
 
 

@@ -40,7 +40,7 @@ def features(dims, seed):
 
 
 def ours(originals, samples):
-    from utils import identification
+    from utils.evaluate import identification
 
     r = identification.correlations(range(len(originals)), originals.__getitem__, samples.__getitem__)
     return r, identification.accuracy(r)
@@ -54,7 +54,7 @@ def pairwise(originals, samples):
 
 def large():
     """Peak memory in MiB and seconds of the largest feature: print them, for the parent process."""
-    from utils import identification
+    from utils.evaluate import identification
 
     noise = np.random.default_rng(0).standard_normal(LARGE_DIMS, np.float32)  # shifted, it is as good as new
 

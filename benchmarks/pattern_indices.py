@@ -1,7 +1,7 @@
 """The control of the pattern indices: do unsteady gaze and large receptive fields lift them without any completion?
 
 All brains are SIMULATED. The object completion index and the occlusion invariance index (Coggan & Tong 2024, as
-`utils.pattern_indices` has them) of one brain that completes nothing (kappa 0) and of one that completes
+`utils.completion.pattern_indices` has them) of one brain that completes nothing (kappa 0) and of one that completes
 everything (kappa 1), for several sds of gaze and sizes of receptive fields; with the noise of single trials, and
 without any.
 
@@ -17,7 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mini_nsd import brain, occluded_viewing, scenes
-from utils import cli, completion_stage, layout, pattern_indices
+from utils import cli, layout
+from utils.completion import completion_stage, pattern_indices
 
 # sd of gaze (degrees), factor on receptive fields
 SETTINGS = ((0.0, 1.0), (0.2, 1.0), (0.5, 1.0), (1.0, 1.0), (0.0, 2.0), (0.2, 2.0))

@@ -71,7 +71,7 @@ def img2feat_blip(args):
     import torch
     from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
 
-    from utils import captioning
+    from utils.generate import captioning
 
     network = BlipForConditionalGeneration(BlipConfig()).eval()
     captioner = captioning.Captioner(network, BertTokenizer(), BlipImageProcessor())
@@ -90,12 +90,12 @@ def img2feat_dpt(args):
     import torch
     from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
-    from utils import depth
+    from utils.generate import depth_maps
 
     network = DPTForDepthEstimation(DPTConfig(
         hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
         backbone_out_indices=[5, 11, 17, 23], neck_hidden_sizes=[256, 512, 1024, 1024])).eval()
-    estimator = depth.DepthEstimator(network, DPTImageProcessor())
+    estimator = depth_maps.DepthEstimator(network, DPTImageProcessor())
     pixels, states = torch.randn(4, 3, 384, 384), [torch.randn(4, *estimator.shape)] * 4
     deep = timed(lambda: estimator.depth(states))
     counted = operations(lambda: estimator.depth(states))
@@ -111,23 +111,24 @@ def vgg19(args):
     """The Caffe VGG19's layers of 8 images in bfloat16, and two steps of the inversion of 4 with the relu7
     generator."""
     import torch
+
     from benchmarks._shared import vgg19_and_generator
-    from utils import icnn
+    from utils.generate import gan_inversion
 
     encoder, generator, _ = vgg19_and_generator(torch.device("cpu"))
     pictures = torch.randn(8, 3, encoder.image_size, encoder.image_size)
-    seconds = timed(lambda: icnn.activations(encoder, pictures, icnn.LAYERS, torch.bfloat16))
-    extracted = operations(lambda: icnn.activations(encoder, pictures, icnn.LAYERS, torch.bfloat16))
+    seconds = timed(lambda: gan_inversion.activations(encoder, pictures, gan_inversion.LAYERS, torch.bfloat16))
+    extracted = operations(lambda: gan_inversion.activations(encoder, pictures, gan_inversion.LAYERS, torch.bfloat16))
     targets = {layer: torch.randn(4, *shape) for layer, shape in VGG19.items()}
 
     def invert():
-        icnn.invert(encoder, generator, targets, torch.rand(4, 4_096), n_iter=2)
+        gan_inversion.invert(encoder, generator, targets, torch.rand(4, 4_096), n_iter=2)
 
     def forward():
-        made = icnn.central(generator.network(torch.rand(4, 4_096)), encoder.image_size)
-        encoder.activations(made, icnn.LAYERS)
+        made = gan_inversion.central(generator.network(torch.rand(4, 4_096)), encoder.image_size)
+        encoder.activations(made, gan_inversion.LAYERS)
     inverted = timed(invert)
-    share = TEST * icnn.N_ITER / (4 * 2)
+    share = TEST * gan_inversion.N_ITER / (4 * 2)
     return [row("gan", "make_vgg19bdpy", "8 images", seconds, seconds * STIMULI / 8, STIMULI * VGG19_DIMS * 2,
                 extracted * STIMULI / 8),
             row("gan", "recon_icnn_image_…", "2 steps of 4 pictures", inverted, inverted * share,
@@ -139,16 +140,16 @@ def vgg19(args):
 
 def make_subjstim(args):
     """A subject's matrix of 512 stimuli × 59,136 dims, by its script."""
-    from utils import store
+    from utils.storage import arrays, feature_shards
 
     count = 512
     with tempfile.TemporaryDirectory() as folder:
         ws = layout.Workspace(Path(folder), "subj01")
         ids = np.arange(count)
-        store.write_npy(ws.stims, ids)
-        store.write_npy(ws.stims_ave, ids)
-        store.write_npy(ws.stims_ave_test, ids % 10 == 0)
-        shards = store.Shards(layout.features(folder, "c"))
+        arrays.write_npy(ws.stims, ids)
+        arrays.write_npy(ws.stims_ave, ids)
+        arrays.write_npy(ws.stims_ave_test, ids % 10 == 0)
+        shards = feature_shards.Shards(layout.features(folder, "c"))
         random = np.random.default_rng(DRAW)
         for start in range(0, count, 256):
             shards.write(ids[start:start + 256], random.standard_normal((256, CONDITIONING), np.float32),
@@ -192,11 +193,11 @@ def ridge_of_averages(args):
 
 def fitted(train, rows, targets, test):
     """Seconds to factorise training voxels (trials, voxels), and then to decode targets (stimuli, dims)."""
-    from utils import regression
+    from utils.ridge import ridge_decoder
 
     out = np.empty((TEST, targets.shape[1]), np.float32)
     start = time.perf_counter()
-    decoder = regression.Decoder(train, rows, n_stimuli=TRAIN_STIMULI)
+    decoder = ridge_decoder.Decoder(train, rows, n_stimuli=TRAIN_STIMULI)
     decoder.predict_to(targets[:, :64], test, out[:, :64])
     first = time.perf_counter() - start
     start = time.perf_counter()
@@ -249,7 +250,7 @@ def img2feat_decoded(args):
 
 def identify(args):
     """All images and samples, 2,048 dims; scaled by dims to the five usual features."""
-    from utils import identification
+    from utils.evaluate import identification
 
     random, dims = np.random.default_rng(DRAW), 2_048
     originals = random.standard_normal((TEST, dims), np.float32)
@@ -286,10 +287,11 @@ def row(method, stage, measured, seconds, scaled, disk, operations=None, peak=No
 def stable_diffusion(args):
     import torch
 
-    from utils import diffusion, models
+    from utils.generate import diffusion
+    from utils.models import loading
 
     os.environ["NSD_MODELS"] = str(args.models)
-    return diffusion.LatentDiffusion(models.StableDiffusion("sd", torch.device("cpu"), torch.bfloat16))
+    return diffusion.LatentDiffusion(loading.StableDiffusion("sd", torch.device("cpu"), torch.bfloat16))
 
 
 def script(*command, **environment):

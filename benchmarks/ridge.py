@@ -1,4 +1,4 @@
-"""Time, memory and precision of `utils.regression` beside himalaya's RidgeCV, on simulated voxels of NSD's shapes.
+"""Time, memory and precision of `utils.ridge` beside himalaya's RidgeCV, on simulated voxels of NSD's shapes.
 
     python benchmarks/ridge.py                # 8,000 trials × 2,000 voxels × 6,400 dims: minutes
     python benchmarks/ridge.py --full         # also NSD's 24,980 × 5,917 × 6,400 and × 59,136, and an extrapolation
@@ -68,12 +68,12 @@ def simulate(n_trials, n_voxels, dims, folder=None, dtype=np.float32):
 
 
 def alphas_of(mode):
-    from utils.regression import FIXED_ALPHAS, paper_alphas
+    from utils.ridge.penalties import FIXED_ALPHAS, paper_alphas
     return FIXED_ALPHAS if mode == "fixed" else paper_alphas("c")
 
 
 def measure_ours(n_trials, n_voxels, dims, mode, check, on_disk):
-    from utils.regression import Decoder
+    from utils.ridge.ridge_decoder import Decoder
     with tempfile.TemporaryDirectory() as folder:
         voxels, stimulus, features, test = simulate(n_trials, n_voxels, dims, folder if on_disk else None,
                                                     np.float16 if on_disk else np.float32)
@@ -187,7 +187,8 @@ def measure_himalaya(n_trials, n_voxels, dims, mode, backend, whole):
 def gemm_peak():
     """GFLOP/s per processor second of single-precision products that fit no cache: PyTorch's own, and the engine's."""
     import torch
-    from utils.products import product as engine
+
+    from utils.ridge.products import product as engine
     a = torch.randn(3000, 3000)
     rates = []
     for product in (torch.mm, engine):
@@ -259,7 +260,7 @@ def main():
         seconds = {b: child(args.threads, backend=b, **small)["total"][1] for b in ("numpy", "torch")}
         args.backend = min(seconds, key=seconds.get)
     peak = child(args.threads, name="peak")
-    from utils import products
+    from utils.ridge import products
     print(f"products: {products.engine()}")
     print(f"{args.threads} threads; himalaya with its {args.backend} backend"
           f"{'' if args.whole else ', scaled from a slice'}; "

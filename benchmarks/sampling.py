@@ -21,9 +21,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from benchmarks._shared import (  # noqa: E402
-    extract_as_published, extract_features, fastest, real, scene_stimuli, small)
-from utils import diffusion, evaluators, identification, images, layout  # noqa: E402
+from benchmarks._shared import extract_as_published, extract_features, fastest, real, scene_stimuli, small  # noqa: E402
+from utils import images, layout  # noqa: E402
+from utils.evaluate import identification, judging_networks  # noqa: E402
+from utils.generate import diffusion  # noqa: E402
 
 IMAGES = 64
 SOLVERS = (("ddim", 50), ("ddim", 20), ("ddim", 10), ("dpm", 20), ("dpm", 10), ("dpm", 5), ("unipc", 20), ("unipc", 10),
@@ -58,7 +59,7 @@ def precision(build, shape, name):
 def solvers(workdir, count):
     """Identification and agreement with DDIM's 50 steps, by solver and steps, from what the demo decoded."""
     model, ws = small(torch.bfloat16), layout.Workspace(Path(workdir), "subj01")
-    judges = evaluators.Evaluators(["clip", "alexnet5"], torch.device("cpu"))
+    judges = judging_networks.Evaluators(["clip", "alexnet5"], torch.device("cpu"))
     latents, text = (np.load(ws.scores([roi], name))[:count]
                      for name, roi in (("init_latent", "early"), ("c", "ventral")))
     originals = judges(np.stack([images.load(layout.original_image(ws.samples("cvpr"), index))

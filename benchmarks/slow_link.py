@@ -1,8 +1,9 @@
 """Betas over a home connection: by voxel from the .hdf5 against streaming the .nii.gz, through the same slow link.
 
-Writes sessions of subj01's shape as NSD does, (81, 104, 83) × 750 int16, as .hdf5 with a chunk per voxel and as .nii.gz,
-with ROIs in a folded ribbon, serves them over S3 on loopback behind a relay that holds each request back by 40 ms and
-caps a connection at 20 Mbit/s and the link at 100 Mbit/s, and runs make_subjmri.py. What passed is counted at the relay.
+Writes sessions of subj01's shape as NSD does, (81, 104, 83) × 750 int16, as .hdf5 with a chunk per voxel and as
+.nii.gz, with ROIs in a folded ribbon, serves them over S3 on loopback behind a relay that holds each request back by
+40 ms and caps a connection at 20 Mbit/s and the link at 100 Mbit/s, and runs make_subjmri.py. What passed is counted at
+the relay.
 
     python benchmarks/slow_link.py              # one session, seven stream ROIs: five minutes
     python benchmarks/slow_link.py --full       # also nsdgeneral, --ncsnr_min, and four sessions with several workers
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks import subjmri  # noqa: E402
 from tests import tiny_nsd  # noqa: E402
-from utils import nsd  # noqa: E402
+from utils.nsd import object_keys  # noqa: E402
 
 SHAPE, ROIS = subjmri.SHAPE, subjmri.ROIS
 GENERAL = 15_724  # voxels of subj01's nsdgeneral, about
@@ -41,9 +42,10 @@ def anatomy():
     brain = radius <= np.quantile(radius, subjmri.BRAIN)
     edge = radius[brain].max()
     x, y, z = axes
-    folds = 0.07 * np.sin(14 * x + 3 * z) * np.sin(14 * y - 2 * x) + 0.05 * np.sin(17 * z + 4 * y)
-    away = np.abs(radius - edge * 0.88 - folds * edge) * np.mean(SHAPE) / 2
-    return brain, np.where(brain, away, np.inf)
+    folds = 0.11 * np.sin(16 * x + 3 * z) * np.sin(15 * y - 2 * x) + 0.07 * np.sin(18 * z + 4 * y)
+    level = radius / edge - 0.82 - folds
+    steep = np.sqrt(sum(part ** 2 for part in np.gradient(level)))
+    return brain, np.where(brain, np.abs(level) / steep, np.inf)
 
 
 def ribbon_labels():
@@ -72,25 +74,25 @@ def write_world(folder, sessions, trials):
 
     general = np.zeros(np.prod(SHAPE), np.int16)
     general[np.flatnonzero(labels.ravel(order="F") > 0)[:GENERAL]] = 1
-    save(labels, nsd.atlas_key("subj01", "streams"))
-    save(general.reshape(SHAPE, order="F"), nsd.atlas_key("subj01", "nsdgeneral"))
-    save(brain.astype(np.int16), nsd.atlas_key("subj01", "brain"))
-    save(rng.uniform(0, 1, SHAPE).astype(np.float32), nsd.ncsnr_key("subj01"))
-    files.path(nsd.table_keys("subj01", "streams")[0]).write_text(
+    save(labels, object_keys.atlas_key("subj01", "streams"))
+    save(general.reshape(SHAPE, order="F"), object_keys.atlas_key("subj01", "nsdgeneral"))
+    save(brain.astype(np.int16), object_keys.atlas_key("subj01", "brain"))
+    save(rng.uniform(0, 1, SHAPE).astype(np.float32), object_keys.ncsnr_key("subj01"))
+    files.path(object_keys.table_keys("subj01", "streams")[0]).write_text(
         "0 Unknown\n" + "".join(f"{label} {name}\n" for label, name in enumerate(ROIS, start=1)))
     ids = rng.permutation(np.repeat(np.arange(1, sessions * trials // 3 + 2), 3))[:sessions * trials]
     rows = ["SESSION\tRUN\tTRIAL\t73KID"]
     rows += [f"{1 + trial // trials}\t1\t{1 + trial % trials}\t{stimulus}" for trial, stimulus in enumerate(ids)]
-    files.path(nsd.responses_key("subj01")).write_text("\n".join(rows) + "\n")
-    scipy.io.savemat(files.path(nsd.DESIGN_KEY), {"sharedix": np.arange(1, ids.max() // 2)[None]})
+    files.path(object_keys.responses_key("subj01")).write_text("\n".join(rows) + "\n")
+    scipy.io.savemat(files.path(object_keys.DESIGN_KEY), {"sharedix": np.arange(1, ids.max() // 2)[None]})
     inside = np.flatnonzero(brain.ravel(order="F"))
     betas = rng.normal(0, 600, (trials, len(inside))).astype(np.int16)  # 2% signal change × 300
-    whole, packed = (files.path(key("subj01", 1)) for key in (nsd.betas_hdf5_key, nsd.betas_key))
+    whole, packed = (files.path(key("subj01", 1)) for key in (object_keys.betas_hdf5_key, object_keys.betas_key))
     write_hdf5(whole, inside, betas)
     write_nifti(packed, inside, betas)
     for number in range(2, sessions + 1):
-        os.link(whole, files.path(nsd.betas_hdf5_key("subj01", number)))
-        os.link(packed, files.path(nsd.betas_key("subj01", number)))
+        os.link(whole, files.path(object_keys.betas_hdf5_key("subj01", number)))
+        os.link(packed, files.path(object_keys.betas_key("subj01", number)))
     return whole, packed
 
 
@@ -173,7 +175,8 @@ def main():
         whole, packed = write_world(folder, 4 if args.full else 1, args.trials)
         sizes = {"hdf5": whole.stat().st_size, "nifti": packed.stat().st_size}
         print(f"a session: {SHAPE} × {args.trials} int16, .hdf5 {sizes['hdf5'] / 1e6:,.0f} MB, .nii.gz "
-              f"{sizes['nifti'] / 1e6:,.0f} MB\n{'':34}{'MB':>8}{'requests':>10}{'wall s':>9}{'CPU s':>8}{'peak MB':>9}")
+              f"{sizes['nifti'] / 1e6:,.0f} MB\n"
+              f"{'':34}{'MB':>8}{'requests':>10}{'wall s':>9}{'CPU s':>8}{'peak MB':>9}")
         with slow_link(folder) as (url, passed):
             for what, flags in choices:
                 rows = {}

@@ -26,7 +26,7 @@ from isal import igzip
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from utils import nsd, s3  # noqa: E402
+from utils.nsd import object_keys, s3  # noqa: E402
 
 SHAPE = (81, 104, 83)  # subj01, func1pt8mm (docs/nsd_formats.md)
 BRAIN = 0.32  # share of the volume inside NSD's brain mask, about: 0.22 of 0.70 million voxels
@@ -50,15 +50,16 @@ def write_world(folder, sessions, volumes):
     affine = np.diag([1.8, 1.8, 1.8, 1])
     files = Files(folder)
     atlas = nibabel.Nifti1Image(labels.reshape(SHAPE, order="F"), affine)
-    nibabel.save(atlas, files.path(nsd.atlas_key("subj01", "streams")))
-    files.path(nsd.table_keys("subj01", "streams")[0]).write_text(
+    nibabel.save(atlas, files.path(object_keys.atlas_key("subj01", "streams")))
+    files.path(object_keys.table_keys("subj01", "streams")[0]).write_text(
         "0 Unknown\n" + "".join(f"{label} {name}\n" for label, name in enumerate(ROIS, start=1)))
     ids = rng.permutation(np.repeat(np.arange(1, sessions * volumes // 3 + 2), 3))[:sessions * volumes]
     rows = ["SESSION\tRUN\tTRIAL\t73KID"]
     rows += [f"{1 + trial // volumes}\t1\t{1 + trial % volumes}\t{stimulus}" for trial, stimulus in enumerate(ids)]
-    files.path(nsd.responses_key("subj01")).write_text("\n".join(rows) + "\n")
-    scipy.io.savemat(files.path(nsd.DESIGN_KEY), {"sharedix": np.arange(1, min(SHARED, ids.max() // 2) + 1)[None]})
-    session = files.path(nsd.betas_key("subj01", 1))
+    files.path(object_keys.responses_key("subj01")).write_text("\n".join(rows) + "\n")
+    scipy.io.savemat(files.path(object_keys.DESIGN_KEY),
+                     {"sharedix": np.arange(1, min(SHARED, ids.max() // 2) + 1)[None]})
+    session = files.path(object_keys.betas_key("subj01", 1))
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.int16)
     header.set_data_shape((*SHAPE, volumes))
@@ -72,7 +73,7 @@ def write_world(folder, sessions, volumes):
             volume[brain] = rng.normal(0, 600, len(brain)).astype(np.int16)  # 2% signal change × 300
             file.write(volume.tobytes())
     for number in range(2, sessions + 1):
-        os.link(session, files.path(nsd.betas_key("subj01", number)))
+        os.link(session, files.path(object_keys.betas_key("subj01", number)))
     return session
 
 

@@ -22,13 +22,14 @@ SIZES = (("fc8", 9_841, (1_000,)), ("conv5_4", 2_048, (512, 14, 14)))
 
 def write(workdir, layer, count, shape):
     """Trials of `count` stimuli, a tenth of them test; the layer's features in shards, and a .npy file a stimulus."""
-    from utils import layout, store
+    from utils import layout
+    from utils.storage import arrays, feature_shards
 
     ws, ids, random = layout.Workspace(workdir, SUBJECT), np.arange(count), np.random.default_rng(0)
-    store.write_npy(ws.stims, ids)
-    store.write_npy(ws.stims_ave, ids)
-    store.write_npy(ws.stims_ave_test, ids % 10 == 0)
-    shards, files = store.Shards(layout.features(workdir, layer)), workdir / "published"
+    arrays.write_npy(ws.stims, ids)
+    arrays.write_npy(ws.stims_ave, ids)
+    arrays.write_npy(ws.stims_ave_test, ids % 10 == 0)
+    shards, files = feature_shards.Shards(layout.features(workdir, layer)), workdir / "published"
     files.mkdir()
     for start in range(0, count, SHARD):
         part = ids[start:start + SHARD]

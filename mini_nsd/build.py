@@ -30,8 +30,10 @@ import numpy as np
 import scipy.io
 
 from mini_nsd import brain, occluded_viewing, scenes
-from utils import __version__, cli, layout, locks, nsd, store, system
+from utils import __version__, cli, layout, system
 from utils.errors import Problem
+from utils.nsd import atlases
+from utils.storage import locks, text_files
 
 SEED = 73                       # of the stimuli's scenes; the models were trained on others
 SIDE = 425                      # px, as NSD
@@ -259,14 +261,14 @@ def write_captions(root, plan):
                    "licenses": [{"url": "", "id": 1, "name": "simulated, no rights reserved"}],
                    "images": images, "annotations": annotations}
         path = _made(root / f"nsddata_stimuli/stimuli/nsd/annotations/captions_{split}.json")
-        store.write_text(path, json.dumps(content) + "\n")
+        text_files.write_text(path, json.dumps(content) + "\n")
 
 
 def write_scenes(root, plan, visible):
     """simulated/scenes.json: what is in each stimulus, and how much of each object is in view."""
     content = [{"nsdId": index, "visible": np.round(visible[index], 4).tolist()}
                | scenes.describe(scenes.sample(SEED, index)) for index in range(plan.count)]
-    store.write_text(root / "simulated/scenes.json", json.dumps(content) + "\n")
+    text_files.write_text(root / "simulated/scenes.json", json.dumps(content) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -311,7 +313,7 @@ def write_atlas(root, one):
                         anatomy.volume(np.where(here, labels, -1), np.float64, outside=-1))
         lines = [f"{label} {entry}\t\n" for label, entry in enumerate(("Unknown", *table))]
         for owner in (one.subject, "fsaverage"):
-            store.write_text(root / f"nsddata/freesurfer/{owner}/label/{name}.mgz.ctab", "".join(lines))
+            text_files.write_text(root / f"nsddata/freesurfer/{owner}/label/{name}.mgz.ctab", "".join(lines))
 
 
 def write_session(root, one, noise, session, trials, responses, hdf5):
@@ -391,7 +393,7 @@ def write_truth(root, plan, brains, options, ratios):
                             "stimuli_by_repeats": {str(key): repeats[key] for key in sorted(repeats)},
                             "voxels": {name: np.round(np.asarray(values, float), 4).tolist()
                                        for name, values in columns.items()}}
-    store.write_text(root / "simulated/truth.json", json.dumps(content) + "\n")
+    text_files.write_text(root / "simulated/truth.json", json.dumps(content) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -413,7 +415,7 @@ def build(folder, subjects=tuple(SESSIONS), noise=1.0, scale=1.0, workers=WORKER
     options = {"subjects": sorted(subjects), "noise": noise, "scale": scale, "version": __version__,
                "completion": completes, "gaze": gaze, "hdf5": hdf5}
     if (folder / MARKER).exists():
-        found = store.read_json(folder / MARKER)["options"]
+        found = text_files.read_json(folder / MARKER)["options"]
         if found != options:
             differ = sorted(key for key in options if found.get(key) != options[key])
             raise Problem(f"{folder} holds a simulated world built with "
@@ -449,15 +451,15 @@ def build(folder, subjects=tuple(SESSIONS), noise=1.0, scale=1.0, workers=WORKER
         write_captions(root, plan)
         write_scenes(root, plan, visible)
         write_truth(root, plan, brains, options, ratios)
-        store.write_text(root / "SIMULATED.txt", NOTICE)
+        text_files.write_text(root / "SIMULATED.txt", NOTICE)
         summary = {subject: _summary(brains[subject], ratios[subject]) for subject in brains}
-        store.write_json(root / MARKER, {"options": options, "stimuli": plan.count, "noise_ceilings": summary})
+        text_files.write_json(root / MARKER, {"options": options, "stimuli": plan.count, "noise_ceilings": summary})
     return True
 
 
 def _summary(one, ratio):
     """Mean noise ceiling in percent (three trials) by ROI, and over all ROI voxels."""
-    ceiling = nsd.noise_ceiling(ratio, REPEATS)
+    ceiling = atlases.noise_ceiling(ratio, REPEATS)
     by_roi = {roi: round(float(np.nanmean(ceiling[one.anatomy.label == k])), 1) for k, roi in enumerate(layout.ROIS, 1)}
     return by_roi | {"all": round(float(np.nanmean(ceiling[one.anatomy.label > 0])), 1)}
 
@@ -544,7 +546,7 @@ def main(argv=None):
     completes = None if args.completion is None else dict.fromkeys(layout.ROIS, args.completion)
     made = build(args.folder, tuple(dict.fromkeys(args.subjects)), noise, args.scale, args.workers, completes,
                  args.gaze, args.hdf5)
-    found = store.read_json(args.folder / MARKER)
+    found = text_files.read_json(args.folder / MARKER)
     cli.say(f"{args.folder} {'now holds' if made else 'already holds'} this simulated world: "
             f"{found['stimuli']} stimuli, noise {noise:g}")
     for subject, ceilings in found["noise_ceilings"].items():

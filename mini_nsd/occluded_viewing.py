@@ -18,14 +18,17 @@ import h5py
 import numpy as np
 
 from mini_nsd import brain, scenes
-from utils import completion, layout, store
-from utils import occluded_viewing as oview
+from utils import layout
+from utils.completion import completion_index, hidden_content
+from utils.occlusion import occluded_pictures
+from utils.occlusion import occluded_viewing as oview
+from utils.storage import text_files
 
 SEED = 73
 COMPLETION = {"early": 0.25, "midventral": 0.5, "midlateral": 0.5, "midparietal": 0.5,
               "ventral": 0.75, "lateral": 0.75, "parietal": 0.5}
 GAZE = 0.2              # degrees: sd of fixation in x and in y from trial to trial; trained observers hold 0.1–0.3
-SEEN = completion.SEEN  # an object of which no more than this share is in view counts as wholly hidden
+SEEN = hidden_content.SEEN  # an object of which no more than this share is in view counts as wholly hidden
 BAR, CHECK, SPOT = 0.2, 0.25, 0.4               # image sides
 SPOTS = (0.25, 0.5, 0.75)
 LID = 0.03              # image sides: margin of the occluder that hides an object wholly
@@ -55,14 +58,15 @@ def mask(occluder, side):
 def lid(rendering):
     """(side, side) bool, an ellipse that hides one object wholly; None where it would hide more than half the picture.
 
-    The object is the smallest of those in clear view (`completion.CLEAR_SHARE`, `CLEAR_AREA`), and not the only one;
-    None where there is none.
+    The object is the smallest of those in clear view (`occluded_pictures.CLEAR_SHARE`, `CLEAR_AREA`), and not the only
+    one; None where there is none.
     """
     side = rendering.labels.shape[0]
     if len(rendering.amodal) < 2:
         return None
     in_view = np.array([(rendering.labels == position).sum() for position in range(len(rendering.amodal))])
-    clear = (brain.visibility(rendering) >= completion.CLEAR_SHARE) & (in_view >= completion.CLEAR_AREA * side ** 2)
+    clear = brain.visibility(rendering) >= occluded_pictures.CLEAR_SHARE
+    clear &= in_view >= occluded_pictures.CLEAR_AREA * side ** 2
     if not clear.any():
         return None
     rows, columns = np.nonzero(rendering.labels == int(np.argmin(np.where(clear, in_view, side ** 2))))
@@ -119,7 +123,7 @@ def views(stimulus, scene, rendering, spot):
 
 def unoccluded(stimulus, scene, rendering):
     """The whole scene, as a View that hides nothing."""
-    return view(stimulus, scene, rendering, completion.WHOLE, np.zeros(rendering.labels.shape, bool))
+    return view(stimulus, scene, rendering, completion_index.WHOLE, np.zeros(rendering.labels.shape, bool))
 
 
 def shifted(image, gaze):
@@ -168,7 +172,7 @@ CATEGORIES = scenes.SHAPES + scenes.COLOURS
 
 
 def annotation(drawn, rendering):
-    """(labels, area, kinds) of a scene, as `completion.Pictures` has them for one picture.
+    """(labels, area, kinds) of a scene, as `occluded_pictures.Pictures` has them for one picture.
 
     labels (SMALL, SMALL) int8; area (objects,): share of the picture; kinds (objects, K), K of CATEGORIES.
     """
@@ -181,11 +185,11 @@ def annotation(drawn, rendering):
 
 
 def pictures(drawn, renderings):
-    """`completion.Pictures` of rendered scenes, with their true annotation."""
+    """`occluded_pictures.Pictures` of rendered scenes, with their true annotation."""
     noted = [annotation(scene, rendering) for scene, rendering in zip(drawn, renderings)]
-    return completion.Pictures(oview.small([rendering.image for rendering in renderings]),
-                               np.stack([labels for labels, _, _ in noted]), tuple(area for _, area, _ in noted),
-                               tuple(kinds.astype(float) for _, _, kinds in noted))
+    return occluded_pictures.Pictures(oview.small([rendering.image for rendering in renderings]),
+                                      np.stack([labels for labels, _, _ in noted]), tuple(area for _, area, _ in noted),
+                                      tuple(kinds.astype(float) for _, _, kinds in noted))
 
 
 @dataclass
@@ -195,11 +199,11 @@ class Experiment:
     trained (t, R): to training scenes. whole (REPEATS, m, R): to the whole test scenes, seen between the views.
     visible, filled (REPEATS, v, R): to the views as shown and to the inferable complete scenes; these three with each
     trial's gaze.
-    material: `completion.Material`.
+    material: `hidden_content.Material`.
     """
 
     one: brain.Brain
-    material: completion.Material
+    material: hidden_content.Material
     trained: np.ndarray
     whole: np.ndarray
     visible: np.ndarray
@@ -241,20 +245,22 @@ def experiment(one, train, test, side=SIDE, gaze=GAZE, seed=0):
     answers = [respond(one, shown, rng.normal(0, gaze / brain.FIELD, (len(shown), 2))) for _ in range(REPEATS)]
     plain = [unoccluded(index, scene, rendering) for index, (scene, rendering) in tests]
     whole = [respond(one, plain, rng.normal(0, gaze / brain.FIELD, (len(plain), 2)))[1] for _ in range(REPEATS)]
-    material = completion.prepare(pictures(drawn[0], rendered[0]), pictures(drawn[1], rendered[1]), as_views(shown))
+    material = hidden_content.prepare(pictures(drawn[0], rendered[0]), pictures(drawn[1], rendered[1]), as_views(shown))
     return Experiment(one, material, trained, np.stack(whole), np.stack([a[0] for a in answers]),
                       np.stack([a[1] for a in answers]))
 
 
 def as_views(shown):
-    """`completion.Views` of Views whose stimulus is the row of the test picture; a lid's mask is one of its own."""
-    return completion.Views(np.array([each.stimulus for each in shown]), np.array([mask_id(each) for each in shown]),
-                            np.stack([oview.sampled(each.hidden) for each in shown]),
-                            oview.small([each.shown for each in shown]))
+    """`occluded_pictures.Views` of Views whose stimulus is the row of the test picture; a lid's mask is one of its
+    own."""
+    return occluded_pictures.Views(np.array([each.stimulus for each in shown]),
+                                   np.array([mask_id(each) for each in shown]),
+                                   np.stack([oview.sampled(each.hidden) for each in shown]),
+                                   oview.small([each.shown for each in shown]))
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# Files: occluded_viewing/, laid out as utils/occluded_viewing.py reads it
+# Files: occluded_viewing/, laid out as utils/occlusion/occluded_viewing.py reads it
 
 SCENES = 60             # of the shared test scenes, each behind every occluder
 ONSET = 4.0             # seconds from trial to trial, as NSD
@@ -305,7 +311,7 @@ def write_stimuli(root, ids, seed, side):
                 images[row] = each.shown
                 stimuli.append(each.stimulus)
                 names.append(mask_id(each))
-                if each.occluder != completion.WHOLE and f"masks/{names[-1]}" not in file:
+                if each.occluder != completion_index.WHOLE and f"masks/{names[-1]}" not in file:
                     file.create_dataset(f"masks/{names[-1]}", data=each.hidden, chunks=each.hidden.shape, **options)
         file["stim_ids"] = np.array(stimuli, np.int64)
         file["mask_ids"] = np.array(names, object)
@@ -350,21 +356,21 @@ def write_session(root, one, ids, seed, noise, completes, gaze, save):
     save(root / oview.betas_key(one.subject), volume.reshape(*one.anatomy.shape, len(betas)))
     lines = ["\t".join(oview.COLUMNS)]
     for trial, (each, (x, y)) in enumerate(zip(trials, off * brain.FIELD)):
-        whole = each.occluder == completion.WHOLE
+        whole = each.occluder == completion_index.WHOLE
         lines.append("\t".join([f"{trial * ONSET:.1f}", f"{SHOWN:.1f}", "whole" if whole else "occluded",
                                 str(each.stimulus), kind(each.occluder), "n/a" if whole else mask_id(each), f"{x:.3f}",
                                 f"{y:.3f}"]))
-    store.write_text(root / oview.events_key(one.subject), "\n".join(lines) + "\n")
+    text_files.write_text(root / oview.events_key(one.subject), "\n".join(lines) + "\n")
 
 
 def write_description(root, completes, gaze):
     """What a reader must know first: dataset_description.json, README; and the truth, beside the rest of it."""
     folder = root / oview.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    store.write_text(folder / "README", README)
-    store.write_json(folder / "dataset_description.json", {
+    text_files.write_text(folder / "README", README)
+    text_files.write_json(folder / "dataset_description.json", {
         "Name": "SIMULATED occluded viewing", "BIDSVersion": "1.9.0", "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "mini_nsd", "Description": "forward model, nobody was measured"}]})
     (root / oview.TRUTH_KEY).parent.mkdir(parents=True, exist_ok=True)
-    store.write_json(root / oview.TRUTH_KEY, {"SIMULATED": "ground truth of mini_nsd.occluded_viewing",
-                                              "completion": completes, "gaze_sd_degrees": gaze})
+    text_files.write_json(root / oview.TRUTH_KEY, {"SIMULATED": "ground truth of mini_nsd.occluded_viewing",
+                                                   "completion": completes, "gaze_sd_degrees": gaze})

@@ -21,8 +21,9 @@ from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
 from mini_nsd.build import MARKER
-from utils import cli, store
+from utils import cli
 from utils.errors import Problem
+from utils.storage import text_files
 
 BUCKET = "natural-scenes-dataset"
 PUBLIC = {"ACL": "public-read"}         # as NSD is; moto refuses anonymous readers otherwise
@@ -98,7 +99,7 @@ def main(argv=None):
         signal.signal(number, lambda *_: stopped.set())
     with serving(args.folder, args.port) as endpoint:
         if args.ready_file:
-            store.write_text(args.ready_file, endpoint + "\n")
+            text_files.write_text(args.ready_file, endpoint + "\n")
         print(f"export NSD_ROOT=s3://{BUCKET} AWS_ENDPOINT_URL_S3={endpoint}", flush=True)
         stopped.wait()
 

@@ -27,14 +27,19 @@ sys.path[:0] = [".", ".."]  # the repository, from its root or from notebooks/
 
 import numpy as np
 
-from utils import caption_scores, captioning, cli, figures, identification, layout, notebooks, nsd, store, trials
+from utils import cli, layout
+from utils.evaluate import caption_scores, identification
+from utils.generate import captioning
+from utils.nsd import stimulus_file, trials
+from utils.report import figures, notebook_plots
+from utils.storage import text_files
 
 SUBJECT, SHOWN, GPU = "subj01", 6, -1
-ws, root, who = notebooks.start(SUBJECT)
+ws, root, who = notebook_plots.start(SUBJECT)
 test, true = trials.test_stimuli(ws), captioning.people(ws, ws.workdir)
 made_by = f"decode_captions.py --subject {SUBJECT}"
 decoded = captioning.read(ws.captions(), len(test), made_by)
-print(caption_scores.sentence(store.read_json(layout.sidecar(ws.captions()))["score"]))
+print(caption_scores.sentence(text_files.read_json(layout.sidecar(ws.captions()))["score"]))
 
 # %% [markdown]
 # ## Decoded and true captions
@@ -49,13 +54,13 @@ table, similar = caption_scores.identified(decoded, true, embed)
 accuracies = np.diagonal(table)
 ranked = figures.by_rank(dict(enumerate(accuracies)), SHOWN)
 some = [image for image, _ in ranked]
-with nsd.Stimuli(nsd.stimuli_path(root, ws.workdir)) as stimuli:
+with stimulus_file.Stimuli(stimulus_file.stimuli_path(root, ws.workdir)) as stimuli:
     pictures = stimuli.read(test[some])
 sentences = {"decoded": [decoded[image] for image in some], "true": [true[image][0] for image in some]}
-notebooks.told(pictures, sentences, "Decoded and true captions", who, labels=[label for _, label in ranked])
+notebook_plots.told(pictures, sentences, "Decoded and true captions", who, labels=[label for _, label in ranked])
 
 # %%
-notebooks.ranks(accuracies, "Identification by decoded captions", who, identification.CHANCE)
+notebook_plots.ranks(accuracies, "Identification by decoded captions", who, identification.CHANCE)
 
 # %% [markdown]
 # ## Retrieval by caption
@@ -64,9 +69,10 @@ notebooks.ranks(accuracies, "Identification by decoded captions", who, identific
 # the picture that the subject saw.
 
 # %%
-with nsd.Stimuli(nsd.stimuli_path(root, ws.workdir)) as stimuli:
-    figure = notebooks.retrieved([(decoded[image], image) for image in some], lambda rows: stimuli.read(test[rows]),
-                                 similar, "Pictures found by decoded captions", who)
+with stimulus_file.Stimuli(stimulus_file.stimuli_path(root, ws.workdir)) as stimuli:
+    figure = notebook_plots.retrieved([(decoded[image], image) for image in some],
+                                      lambda rows: stimuli.read(test[rows]),
+                                      similar, "Pictures found by decoded captions", who)
 figure
 
 # %% [markdown]
@@ -75,5 +81,5 @@ figure
 # A caption that fits every picture makes a row of this table bright; one that fits its own alone, the diagonal.
 
 # %%
-notebooks.tables({"by CLIP's text features": similar}, "Decoded against true captions", who,
-                 "image, by its true captions", "decoded caption")
+notebook_plots.tables({"by CLIP's text features": similar}, "Decoded against true captions", who,
+                      "image, by its true captions", "decoded caption")

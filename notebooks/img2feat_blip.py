@@ -29,10 +29,15 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from utils import caption_scores, features, figures, layout, notebooks, nsd, store, trials
+from utils import layout, plotting
+from utils.evaluate import caption_scores
+from utils.features import extraction
+from utils.nsd import coco_captions, stimulus_file, trials
+from utils.report import notebook_plots
+from utils.storage import feature_shards
 
 SUBJECT, SHOWN, COMPARED = "subj01", 6, 24
-ws, root, who = notebooks.start(SUBJECT)
+ws, root, who = notebook_plots.start(SUBJECT)
 
 # %% [markdown]
 # ## Pictures, embeddings, captions
@@ -43,17 +48,17 @@ ws, root, who = notebooks.start(SUBJECT)
 
 # %%
 test = trials.test_stimuli(ws)
-ids = test[figures.evenly(len(test), COMPARED)]
-embeddings = store.Shards(layout.features(ws.workdir, "blip")).read(ids, "img2feat_blip.py").astype(np.float32)
-by_blip = features.blip_captions(SimpleNamespace(workdir=ws.workdir, dataset="nsd"))
-blip = [said[0] for said in nsd.captions_of(by_blip, ids)]
-true = nsd.captions_of(nsd.captions(root, ws.workdir), ids)
-some = figures.evenly(len(ids), SHOWN)
-with nsd.Stimuli(nsd.stimuli_path(root, ws.workdir)) as stimuli:
+ids = test[plotting.evenly(len(test), COMPARED)]
+embeddings = feature_shards.Shards(layout.features(ws.workdir, "blip")).read(ids, "img2feat_blip.py").astype(np.float32)
+by_blip = extraction.blip_captions(SimpleNamespace(workdir=ws.workdir, dataset="nsd"))
+blip = [said[0] for said in coco_captions.captions_of(by_blip, ids)]
+true = coco_captions.captions_of(coco_captions.captions(root, ws.workdir), ids)
+some = plotting.evenly(len(ids), SHOWN)
+with stimulus_file.Stimuli(stimulus_file.stimuli_path(root, ws.workdir)) as stimuli:
     pictures = stimuli.read(ids[some])
 sentences = {"BLIP": [blip[place] for place in some], "true": [true[place][0] for place in some]}
-notebooks.told(pictures, sentences, "BLIP's embeddings and captions", who, maps=embeddings[some],
-               labels=[f"73k id {ids[place]}" for place in some])
+notebook_plots.told(pictures, sentences, "BLIP's embeddings and captions", who, maps=embeddings[some],
+                    labels=[f"73k id {ids[place]}" for place in some])
 
 # %% [markdown]
 # ## Do pictures with similar embeddings have similar captions?
@@ -66,5 +71,5 @@ alike = np.corrcoef((embeddings - embeddings.mean(axis=0)).reshape(len(ids), -1)
 words = np.array([[caption_scores.overlap(caption, said) for said in true] for caption in blip])
 others = ~np.eye(len(ids), dtype=bool)
 print(f"correlation of the two over pairs of different pictures: {np.corrcoef(alike[others], words[others])[0, 1]:.2f}")
-notebooks.tables({"embeddings (r)": alike, "captions (F1 of words)": words},
-                 f"How alike {len(ids)} test pictures are", who, "picture", "picture")
+notebook_plots.tables({"embeddings (r)": alike, "captions (F1 of words)": words},
+                      f"How alike {len(ids)} test pictures are", who, "picture", "picture")

@@ -29,10 +29,16 @@ sys.path[:0] = [".", ".."]  # the repository, from its root or from notebooks/
 import numpy as np
 import torch
 
-from utils import cli, diffusion, figures, images, layout, models, notebooks, nsd, picture_metrics, store, trials
+from utils import cli, images, layout, plotting
+from utils.evaluate import picture_metrics
+from utils.generate import diffusion
+from utils.models import loading
+from utils.nsd import stimulus_file, trials
+from utils.report import notebook_plots
+from utils.storage import feature_shards
 
 SUBJECT, SHOWN, GPU = "subj01", 6, -1
-ws, root, who = notebooks.start(SUBJECT)
+ws, root, who = notebook_plots.start(SUBJECT)
 
 # %% [markdown]
 # ## The stimuli
@@ -41,13 +47,13 @@ ws, root, who = notebooks.start(SUBJECT)
 
 # %%
 test = trials.test_stimuli(ws)
-ids = test[figures.evenly(len(test), SHOWN)]
-with nsd.Stimuli(nsd.stimuli_path(root, ws.workdir)) as stimuli:
+ids = test[plotting.evenly(len(test), SHOWN)]
+with stimulus_file.Stimuli(stimulus_file.stimuli_path(root, ws.workdir)) as stimuli:
     pictures = stimuli.read(ids)
     whole = np.prod(stimuli.shape, dtype=float)
 print(f"{len(ids)} of {stimuli.count:,} pictures read: {pictures.nbytes / 1e6:,.1f} of {whole / 1e6:,.0f} MB")
 labels = [f"73k id {stimulus}" for stimulus in ids]
-notebooks.pictures([pictures], ["as shown"], labels, "Stimuli", who)
+notebook_plots.pictures([pictures], ["as shown"], labels, "Stimuli", who)
 
 # %% [markdown]
 # ## What the latent keeps
@@ -56,21 +62,21 @@ notebooks.pictures([pictures], ["as shown"], labels, "Stimuli", who)
 # equal pictures.
 
 # %%
-shards = store.Shards(layout.features(ws.workdir, "init_latent"))
+shards = feature_shards.Shards(layout.features(ws.workdir, "init_latent"))
 latents = shards.read(ids, "img2feat_sd1_parallel.py").astype(np.float32)
-model = diffusion.LatentDiffusion(models.stable_diffusion(cli.device(GPU), torch.float32))
+model = diffusion.LatentDiffusion(loading.stable_diffusion(cli.device(GPU), torch.float32))
 small = np.stack([images.resize(picture, model.feature_size) for picture in pictures])
 back = images.to_pixels(model.decode(torch.from_numpy(latents)), model.feature_size)
 off = np.abs(small.astype(int) - back).mean(axis=3)
 print(f"{small[0].size:,} numbers a picture become {latents[0].size:,}")
 scores = [f"SSIM {picture_metrics.similarity(one, other):.2f}" for one, other in zip(small, back)]
 channels = [f"latent, channel {number}" for number in range(latents.shape[1])]
-notebooks.pictures([small, *latents.transpose(1, 0, 2, 3), back, off],
-                   ["at the model's size", *channels, "decoded again", "difference (bright: large)"],
-                   scores, "What the latent keeps", who)
+notebook_plots.pictures([small, *latents.transpose(1, 0, 2, 3), back, off],
+                        ["at the model's size", *channels, "decoded again", "difference (bright: large)"],
+                        scores, "What the latent keeps", who)
 
 # %% [markdown]
 # Coarse structure stays, fine detail is made up by the decoder. By spatial frequency:
 
 # %%
-notebooks.detail(small, back, who)
+notebook_plots.detail(small, back, who)

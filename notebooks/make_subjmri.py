@@ -28,11 +28,14 @@ sys.path[:0] = [".", ".."]  # the repository, from its root or from notebooks/
 
 import numpy as np
 
-from utils import layout, mrifeat, notebooks, nsd, store, trials
+from utils import layout
+from utils.nsd import atlases, beta_session, experiment, mrifeat, nifti_volumes, object_keys, stimulus_file, trials
+from utils.report import notebook_plots
+from utils.storage import arrays
 
 SUBJECT, ROI = "subj01", "early"
-ws, root, who = notebooks.start(SUBJECT)
-design, sessions = trials.load_design(ws), notebooks.sessions(ws)
+ws, root, who = notebook_plots.start(SUBJECT)
+design, sessions = trials.load_design(ws), notebook_plots.sessions(ws)
 print(f"{who}: {len(design.stims):,} trials in {len(sessions)} sessions, {len(design.stims_ave):,} pictures, "
       f"{design.test.sum()} of them for the test")
 
@@ -42,10 +45,10 @@ print(f"{who}: {len(design.stims):,} trials in {len(sessions)} sessions, {len(de
 # The ROIs of NSD's atlas `streams`, on axial slices of one trial's responses. Only that trial is read from its file.
 
 # %%
-atlas = nsd.atlas(root, SUBJECT)
-with nsd.beta_volumes(root, SUBJECT, sessions[0]) as volumes:
+atlas = atlases.atlas(root, SUBJECT)
+with nifti_volumes.beta_volumes(root, SUBJECT, sessions[0]) as volumes:
     first = next(iter(volumes))
-notebooks.regions(atlas, first, who)
+notebook_plots.regions(atlas, first, who)
 
 # %% [markdown]
 # All voxels of a ROI are kept unless `--ncsnr_min` asks for reliable ones: NSD gives each voxel's noise-ceiling
@@ -53,10 +56,10 @@ notebooks.regions(atlas, first, who)
 
 # %%
 voxels, *_ = mrifeat.choose_voxels(root, SUBJECT, layout.VoxelChoice(), None)
-ratio, _ = nsd.ncsnr(root, SUBJECT)
+ratio, _ = atlases.ncsnr(root, SUBJECT)
 ratios = {roi: ratio.ravel()[positions] for roi, positions in voxels.items()}
-assert all(store.read_npy(ws.betas(roi, "tr"), mmap=True).shape[1] == len(kept) for roi, kept in voxels.items())
-notebooks.kept(ratios, ratio.size, who)
+assert all(arrays.read_npy(ws.betas(roi, "tr"), mmap=True).shape[1] == len(kept) for roi, kept in voxels.items())
+notebook_plots.kept(ratios, ratio.size, who)
 
 # %% [markdown]
 # ## Trials and pictures
@@ -67,14 +70,14 @@ notebooks.kept(ratios, ratio.size, who)
 # %%
 FIRST = 8
 stored = trials.in_scan_order(ws, design, ROI)[:FIRST]
-with nsd.beta_volumes(root, SUBJECT, sessions[0]) as volumes:
+with nifti_volumes.beta_volumes(root, SUBJECT, sessions[0]) as volumes:
     again = np.stack([volume.ravel()[voxels[ROI]] for _, volume in zip(range(FIRST), volumes)])
 print(f"the {len(again)} trials read again are the same: {np.array_equal(again, stored[:len(again)])}")
-with nsd.Stimuli(nsd.stimuli_path(root, ws.workdir)) as stimuli:
+with stimulus_file.Stimuli(stimulus_file.stimuli_path(root, ws.workdir)) as stimuli:
     pictures = stimuli.read(design.stims[:FIRST])
 labels = [f"trial {trial}\n73k id {stimulus}\n{'test' if design.test[row] else 'training'}"
           for trial, (stimulus, row) in enumerate(zip(design.stims[:FIRST], design.rows))]
-notebooks.alignment(pictures, stored / nsd.SCALE, labels, who)
+notebook_plots.alignment(pictures, stored / object_keys.SCALE, labels, who)
 
 # %% [markdown]
 # ## How reliable responses are
@@ -86,13 +89,13 @@ notebooks.alignment(pictures, stored / nsd.SCALE, labels, who)
 best = int(np.nanargmax(ratios[ROI]))
 betas = trials.in_scan_order(ws, design, ROI, [best])
 train = design.split("tr")
-notebooks.repeats(betas[train.trials, 0] / nsd.SCALE, train.rows, f"Best voxel of {ROI}", who)
+notebook_plots.repeats(betas[train.trials, 0] / object_keys.SCALE, train.rows, f"Best voxel of {ROI}", who)
 
 # %% [markdown]
 # No model can predict more of a response than its signal's share of the variance: the noise ceiling.
 
 # %%
-notebooks.ceilings(ratios, 3, who)
+notebook_plots.ceilings(ratios, 3, who)
 
 # %% [markdown]
 # ## What z-scoring does
@@ -101,9 +104,10 @@ notebooks.ceilings(ratios, 3, who)
 # 0 and 1 in each, by what the training trials alone say, so that nothing of the test enters.
 
 # %%
-responses = nsd.responses(root, SUBJECT)
+responses = experiment.responses(root, SUBJECT)
 session = responses.sessions[np.isin(responses.sessions, sessions)]
 training = ~design.test[design.rows]
-scaled = np.concatenate([mrifeat.zscored(betas[session == number], training[session == number], f"session {number}")
-                         for number in sessions])
-notebooks.scaling(betas[:, 0] / nsd.SCALE, scaled[:, 0], session, f"Best voxel of {ROI}", who)
+here = [session == number for number in sessions]
+scaled = np.concatenate([beta_session.zscored(betas[chosen], training[chosen], f"session {number}")
+                         for number, chosen in zip(sessions, here)])
+notebook_plots.scaling(betas[:, 0] / object_keys.SCALE, scaled[:, 0], session, f"Best voxel of {ROI}", who)

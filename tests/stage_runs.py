@@ -24,9 +24,10 @@ LIBRARIES = [
     "transformers.models.bert.tokenization_bert", "transformers.models.blip.image_processing_blip",
     "transformers.models.blip.modeling_blip",
     "transformers.models.clip.modeling_clip", "transformers.models.dpt.image_processing_dpt",
-    "transformers.models.dpt.modeling_dpt", "utils.captioning", "utils.combining", "utils.decoding", "utils.depth",
-    "utils.evaluation", "utils.figures", "utils.icnn", "utils.mrifeat", "utils.occlusion", "utils.reconstruction",
-    "utils.subjstim"]
+    "transformers.models.dpt.modeling_dpt", "utils.generate.captioning", "utils.generate.depth_maps",
+    "utils.generate.gan_inversion", "utils.generate.reconstruction", "utils.evaluate.network_features",
+    "utils.features.subjstim", "utils.nsd.mrifeat", "utils.occlusion.occluders", "utils.report.figures",
+    "utils.ridge.combine_rois", "utils.ridge.fit_targets"]
 IMAGES, SIDE = 104, 24
 NO_DISK = 77
 START = multiprocessing.get_context("forkserver")
@@ -90,8 +91,9 @@ def _stage(argv, environment, reply, kill_at, settings):
     sys.argv, sys.stdout, sys.stderr = argv, out, err
     _count_renames(count, kill_at)
     if settings.get("shard"):
-        from utils import features, occlusion
-        features.SHARD, occlusion.PART_IMAGES = settings["shard"], 10 * settings["shard"]
+        from utils.features import extraction
+        from utils.occlusion import occluders
+        extraction.SHARD, occluders.PART_IMAGES = settings["shard"], 10 * settings["shard"]
     if settings.get("file_size"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (settings["file_size"],) * 2)
     if settings.get("disk"):

@@ -1,4 +1,7 @@
-"""The library behind the scripts: each module one subject, named for it."""
+"""What all folders need: flags, one-line errors, the paths of artifacts, pictures in memory, plotting, devices.
+
+The library behind the scripts lies in the folders, one subject each (docs/architecture.md).
+"""
 import sys
 
 __version__ = "0.1.0"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils import checkpoints, layout
+from utils import layout
 from utils.errors import Problem
 
 
@@ -45,14 +45,6 @@ def add_subject(built, default=None):
 def add_gpu(built):
     """--gpu N, with -1 for the CPU."""
     built.add_argument("--gpu", type=int, default=0, metavar="N", help="CUDA device; -1 is the CPU (default: 0)")
-
-
-def add_revision(built):
-    """--revision, of every script that loads a checkpoint of the hub; `parse` puts it into effect."""
-    built.add_argument("--revision", nargs="+", metavar="ROLE=REVISION",
-                       help=f"another commit, tag or branch of a hub role ({' '.join(checkpoints.HUB)}) than the "
-                       "pinned one, or ROLE=OWNER/NAME@REVISION of another repository; the commit is recorded "
-                       "(docs/models.md)")
 
 
 def add_seed(built):
@@ -149,8 +141,6 @@ def parse(built, argv=None):
         _must_ascend(args.imgidx)
     if getattr(args, "seed", None) is not None and args.seed < 0:
         built.error("--seed must not be negative")
-    if getattr(args, "revision", None):
-        checkpoints.use_revisions(args.revision)
     if parsing_only:
         raise Parsed(args)
     return args

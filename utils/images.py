@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 from PIL import ExifTags, Image
 
-from utils import lazy, store
+from utils import lazy
 from utils.errors import Problem
 
 torch = lazy.module("torch")
@@ -45,12 +45,6 @@ def to_pixels(tensor, size=SAMPLE_SIZE):
     """(n, 3, h, w) in [-1, 1] → (n, size, size, 3) uint8, bicubic."""
     levels = tensor.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return np.stack([resize(image, size, Image.Resampling.BICUBIC) for image in levels])
-
-
-def save(path, image):
-    """(H, W, 3) uint8 → PNG, atomically."""
-    with store.atomic(path) as temporary:
-        Image.fromarray(image).save(temporary, compress_level=1)
 
 
 def load(path, modes=("RGB",), side=None):

@@ -7,6 +7,7 @@ SUBJECTS = tuple(f"subj{number:02}" for number in range(1, 9))
 ROIS = ("early", "midventral", "midlateral", "midparietal", "ventral", "lateral", "parietal")
 DATASETS = ("nsd", "occluded")
 METHODS = ("cvpr", "text", "gan", "depth")
+CONTROL_SEED = 0  # of --shuffle_trials, in the pipeline's control
 HIDDEN_FEATURES = ("clip_h6", "clip_h12")  # seven times the size of all others together: only when asked
 USUAL_FEATURES = ("inception", "alexnet5", "alexnet12", "alexnet18", "clip")
 EVALUATION_FEATURES = USUAL_FEATURES + HIDDEN_FEATURES
@@ -243,7 +244,7 @@ class Workspace:
     @property
     def report(self):
         """The one self-contained page that make_report.py writes;
-        `report.json` beside it says what it was made from."""
+        `page.json` beside it says what it was made from."""
         return self.workdir / "report" / self.subject / "report.html"
 
     def found_records(self):

@@ -59,7 +59,7 @@ def _item_bytes(device, probe):
 
 
 def ridge_bytes(n_trials, n_voxels):
-    """Bytes of device memory that fitting a `regression.Decoder` takes at most."""
+    """Bytes of device memory that fitting a `ridge_decoder.Decoder` takes at most."""
     return RIDGE_BYTES * min(n_trials, n_voxels) ** 2 + RIDGE_TRIAL_BYTES * n_trials * n_voxels + RIDGE_REST
 
 

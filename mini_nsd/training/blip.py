@@ -11,7 +11,8 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from mini_nsd import scenes
 from mini_nsd.training import data, loop, vae
 from mini_nsd.training.export import MODELS, save_half, write_card
-from utils import captioning, store
+from utils.generate import captioning
+from utils.storage import text_files
 
 STEPS = 5000
 BATCH = 64
@@ -157,7 +158,8 @@ def _export(model, tokenizer, step: int, seconds: float) -> None:
     save_half(model, folder)
     tokenizer.save_pretrained(folder)
     words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    store.write_text(folder / "vocab.txt", "".join(f"{word}\n" for word, _ in words))      # as the published folder has
+    # As the published folder has.
+    text_files.write_text(folder / "vocab.txt", "".join(f"{word}\n" for word, _ in words))
     BlipImageProcessor(size={"height": data.SIZE, "width": data.SIZE}, image_mean=[0.5] * 3,
                        image_std=[0.5] * 3).save_pretrained(folder)
     write_card(folder, "BlipForConditionalGeneration", step, STEPS, seconds, evaluate(),

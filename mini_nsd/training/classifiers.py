@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from mini_nsd import scenes
 from mini_nsd.training import data, loop, vae
 from mini_nsd.training.export import MODELS, write_card
-from utils import narrow_nets, store
+from utils.models import narrow_nets
+from utils.storage import text_files
 
 STEPS = {"inception": 1000, "alexnet": 1400}
 BATCH = 64
@@ -80,6 +81,6 @@ def _export(model, config: dict, step: int, seconds: float) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
-    store.write_text(folder / "config.json", json.dumps(config, indent=2))
+    text_files.write_text(folder / "config.json", json.dumps(config, indent=2))
     write_card(folder, type(model).__name__.lstrip("_"), step, STEPS[config["architecture"]], seconds, results(model),
                "Each output says whether one colour, shape, coloured shape or background is in the picture.")

@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextMode
 
 from mini_nsd.training import data, loop, vae, words
 from mini_nsd.training.export import MODELS, save_half, write_card
-from utils import store
+from utils.storage import text_files
 
 STEPS = 1000
 BATCH = 128
@@ -140,5 +140,5 @@ def _save_tokenizer(tokenizer, folder) -> None:
     """tokenizer.json, and the older vocab.json and merges.txt that the published folders have."""
     tokenizer.save_pretrained(folder)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    store.write_text(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
-    store.write_text(folder / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]))
+    text_files.write_text(folder / "vocab.json", json.dumps(model["vocab"], ensure_ascii=False))
+    text_files.write_text(folder / "merges.txt", "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]))

@@ -7,7 +7,7 @@ from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 from mini_nsd import scenes
 from mini_nsd.training import data, loop
 from mini_nsd.training.export import MODELS, save_half, write_card
-from utils import depth
+from utils.generate import depth_maps
 
 STEPS = 2500
 BATCH = 16
@@ -47,16 +47,16 @@ def _loss(model, series, rng) -> torch.Tensor:
     return error.abs().mean() + slopes
 
 
-def load() -> depth.DepthEstimator:
+def load() -> depth_maps.DepthEstimator:
     """The trained model in float32, as the pipeline uses it."""
     folder = MODELS / "dpt"
-    return depth.DepthEstimator(DPTForDepthEstimation.from_pretrained(folder, dtype=torch.float32).eval(),
-                                DPTImageProcessor.from_pretrained(folder))
+    return depth_maps.DepthEstimator(DPTForDepthEstimation.from_pretrained(folder, dtype=torch.float32).eval(),
+                                     DPTImageProcessor.from_pretrained(folder))
 
 
 def true_nearness(pictures) -> np.ndarray:
-    """(n, 1, 64, 64) true nearness of scenes.Rendering's, scaled as `depth.normalise` scales DPT's."""
-    return depth.normalise(UNIT / torch.from_numpy(np.stack([each.depth for each in pictures]))).numpy()
+    """(n, 1, 64, 64) true nearness of scenes.Rendering's, scaled as `depth_maps.normalise` scales DPT's."""
+    return depth_maps.normalise(UNIT / torch.from_numpy(np.stack([each.depth for each in pictures]))).numpy()
 
 
 def correlation(estimator, count: int = 200) -> np.ndarray:
@@ -66,8 +66,8 @@ def correlation(estimator, count: int = 200) -> np.ndarray:
         indices = range(start, min(start + 50, count))
         pictures = [scenes.render(scenes.sample(data.HELD_OUT_SEED, index), data.SIZE) for index in indices]
         pixels = estimator.prepare(np.stack([each.image for each in pictures]))
-        predicted = depth.normalise(estimator.depth(estimator.hidden_states(pixels))).numpy()
-        found.append(depth.correlation(predicted, true_nearness(pictures)))
+        predicted = depth_maps.normalise(estimator.depth(estimator.hidden_states(pixels))).numpy()
+        found.append(depth_maps.correlation(predicted, true_nearness(pictures)))
     return np.concatenate(found)
 
 

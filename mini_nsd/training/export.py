@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from mini_nsd.training import data
-from utils import store
+from utils.storage import text_files
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 
@@ -63,7 +63,7 @@ def write_card(folder: Path, kind: str, step: int, steps: int, seconds: float, r
     """README.md in `folder`: what the model is, what it was trained on, and its held-out `results` by name."""
     role = "/".join(folder.relative_to(MODELS).parts)
     rows = "".join(f"| {name} | {value} |\n" for name, value in results.items())
-    store.write_text(folder / "README.md", CARD.format(
+    text_files.write_text(folder / "README.md", CARD.format(
         title=f"mini_nsd/models/{role}", kind=kind, scenes=data.TRAIN_SCENES, seed=data.TRAIN_SEED,
         held_out=data.HELD_OUT_SEED, step=step, steps=steps, minutes=seconds / 60, results=rows, note=note,
         role=role.split("/")[-1] if role.startswith("sd/") else role))

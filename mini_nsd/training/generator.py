@@ -7,7 +7,8 @@ from torch import nn
 
 from mini_nsd.training import clip, data, loop, vgg19
 from mini_nsd.training.export import MODELS, write_card
-from utils import caffe_nets, icnn
+from utils.generate import gan_inversion
+from utils.models import caffe_nets
 
 STEPS = 1000
 BATCH = 32
@@ -81,10 +82,10 @@ def inverted(encoder, generator, images: np.ndarray, **options) -> np.ndarray:
     """(n, 64, 64, 3) uint8 pictures inverted from the true features of (n, H, W, 3) uint8 ones, as by the GAN stage."""
     inputs = vgg19.inputs(images, encoder.mean.tolist())
     with torch.no_grad():
-        targets = encoder.activations(inputs, icnn.LAYERS)
-    start = icnn.initial_features(0, range(len(images)), len(generator.bound))
-    made = icnn.invert(encoder, generator, targets, start, **options)
-    return icnn.to_uint8(encoder.pixels(made), generator.levels)
+        targets = encoder.activations(inputs, gan_inversion.LAYERS)
+    start = gan_inversion.initial_features(0, range(len(images)), len(generator.bound))
+    made = gan_inversion.invert(encoder, generator, targets, start, **options)
+    return gan_inversion.to_uint8(encoder.pixels(made), generator.levels)
 
 
 def match_inverted(encoder, generator, count: int = 50) -> float:

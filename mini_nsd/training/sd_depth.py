@@ -7,7 +7,8 @@ from diffusers import UNet2DConditionModel
 
 from mini_nsd.training import data, dpt, loop, unet, words
 from mini_nsd.training.export import MODELS, copy_parts, save_half, write_card
-from utils import depth, diffusion, store
+from utils.generate import depth_maps, diffusion
+from utils.storage import text_files
 
 STEPS = 600
 INDEX = {
@@ -41,7 +42,7 @@ def train(cache) -> None:
 
 def channel(metres: np.ndarray) -> torch.Tensor:
     """(n, 64, 64) true depth → (n, 1, 16, 16) nearness in [-1, 1], made as the pipeline makes it from DPT's."""
-    parts = [diffusion.depth_channel(depth.normalise(dpt.UNIT / torch.from_numpy(part.astype(np.float32))),
+    parts = [diffusion.depth_channel(depth_maps.normalise(dpt.UNIT / torch.from_numpy(part.astype(np.float32))),
                                      data.SIZE // 8)
              for part in np.array_split(metres, -(-len(metres) // 1000))]
     return torch.cat(parts)
@@ -54,12 +55,12 @@ def evaluate(count: int = 48) -> dict:
     captions only, is measured beside it. The mean map, of ground and sky that all scenes share, is taken away first.
     """
     series = data.rendered(data.HELD_OUT_SEED, 0, count)
-    given = depth.normalise(dpt.UNIT / torch.from_numpy(series.depth.astype(np.float32)))
+    given = depth_maps.normalise(dpt.UNIT / torch.from_numpy(series.depth.astype(np.float32)))
     sentences = [five[0] for five in series.captions]
     found = {}
     for role, extra in (("sd_depth", channel(series.depth)), ("sd", None)):
         seen = _nearness(_generate(role, sentences, extra))
-        found[role] = depth.correlation(given - given.mean(0), seen - given.mean(0)).mean()
+        found[role] = depth_maps.correlation(given - given.mean(0), seen - given.mean(0)).mean()
     return {f"depth of the generated picture against the given one, r over {count} held-out scenes":
             f"{found['sd_depth']:.3f}",
             "the same without being given the depth (mini_nsd/models/sd)": f"{found['sd']:.3f}"}
@@ -88,13 +89,13 @@ def _nearness(pictures: torch.Tensor) -> torch.Tensor:
     """(n, 3, 128, 128) in [-1, 1] → (n, 1, 64, 64): what the small DPT sees, in [-1, 1]."""
     estimator = dpt.load()
     pixels = ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return depth.normalise(estimator.depth(estimator.hidden_states(estimator.prepare(pixels))))
+    return depth_maps.normalise(estimator.depth(estimator.hidden_states(estimator.prepare(pixels))))
 
 
 def _export(model, step: int, seconds: float) -> None:
     folder = MODELS / "sd_depth"
     save_half(model, folder / "unet")
-    store.write_text(folder / "model_index.json", json.dumps(INDEX, indent=2) + "\n")
+    text_files.write_text(folder / "model_index.json", json.dumps(INDEX, indent=2) + "\n")
     copy_parts()
     write_card(folder, "StableDiffusionDepth2ImgPipeline", step, STEPS, seconds, evaluate(),
                "mini_nsd/models/sd's UNet, trained on with the true nearness of a scene (the inverse of its depth, "

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mini_nsd import scenes
 from mini_nsd.training import data, loop
 from mini_nsd.training.export import MODELS, write_card
-from utils import caffe_nets
+from utils.models import caffe_nets
 
 STEPS = 1200
 BATCH = 64

@@ -1,0 +1,132 @@
+"""The latent diffusion numerics against slow, obvious references, on the small trained checkpoint."""
+import argparse
+
+import numpy as np
+import pytest
+import torch
+
+from mini_nsd import scenes
+from utils import images
+from utils.generate import diffusion, reconstruction
+from utils.models import loading
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NSD_MODELS", "tiny")
+        yield diffusion.LatentDiffusion(loading.stable_diffusion(CPU, torch.float32))
+        loading.forget()
+
+
+@pytest.fixture(scope="module")
+def stimuli():
+    return np.stack([scenes.render(scenes.sample(73, index)).image for index in range(3)])
+
+
+def by_hand(model, start, conditioning, noise, strength, steps, guidance):
+    """DDIM with eta 0 written out for one image (Song et al. 2021, eq. 12), with classifier-free guidance."""
+    config, unet = model.checkpoint.scheduler_config, model.checkpoint.unet
+    betas = np.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, config["num_train_timesteps"]) ** 2
+    kept = np.cumprod(1 - betas)
+    stride = config["num_train_timesteps"] // steps
+    timesteps = (np.arange(steps) * stride)[::-1] + config["steps_offset"]
+    timesteps = timesteps[steps - int(steps * strength):]
+    latent = kept[timesteps[0]] ** 0.5 * model.encode(start) + (1 - kept[timesteps[0]]) ** 0.5 * noise
+    empty = model.embed([""])
+    for timestep in timesteps:
+        with torch.inference_mode():
+            without = unet(latent.float(), int(timestep), encoder_hidden_states=empty).sample
+            under = unet(latent.float(), int(timestep), encoder_hidden_states=conditioning).sample
+        predicted = without + guidance * (under - without)
+        now, previous = kept[timestep], kept[timestep - stride] if timestep >= stride else kept[0]
+        if config.get("prediction_type") == "v_prediction":
+            clean = now ** 0.5 * latent - (1 - now) ** 0.5 * predicted
+            predicted = now ** 0.5 * predicted + (1 - now) ** 0.5 * latent
+        else:
+            clean = (latent - (1 - now) ** 0.5 * predicted) / now ** 0.5
+        latent = previous ** 0.5 * clean + (1 - previous) ** 0.5 * predicted
+    return model.decode(latent.float())
+
+
+def test_img2img_is_ddim_as_written_out(model, stimuli):
+    start = images.to_network(stimuli[:1], model.size)
+    noise = diffusion.sample_noise(42, 0, 0, (4, 16, 16))[None]
+    text = model.embed(["a red ball"])
+    fast = model.img2img(start, text, noise, steps=10, progress=False)
+    assert torch.allclose(fast, by_hand(model, start, text, noise, 0.8, 10, 5.0), atol=2e-3)
+
+
+class TrueInputs:
+    """What reconstruction.Inputs gives, from true features held in memory."""
+
+    def __init__(self, model, stimuli, captions):
+        self.model, self.latents, self.c = model, model.encode(model.prepare(stimuli)), model.caption_features(captions)
+
+    def start(self, rows):
+        return self.model.start_image(self.latents[rows])
+
+    def text(self, rows):
+        return self.c[rows]
+
+    def depth(self, rows):
+        return None
+
+
+def test_a_sample_does_not_depend_on_its_batch(model, stimuli):
+    args = argparse.Namespace(seed=42, strength=0.8, steps=8, guidance=5.0, scheduler="ddim")
+    inputs = TrueInputs(model, stimuli, [["a red ball"], ["a blue cube", "a cube"], ["a ring"]])
+    batch = [(image, sample) for image in range(3) for sample in range(2)]
+    together = images.to_pixels(reconstruction.denoise(model, args, inputs, batch))
+    for position, item in reversed(list(enumerate(batch))):
+        alone = images.to_pixels(reconstruction.denoise(model, args, inputs, [item]))
+        assert np.abs(alone[0].astype(int) - together[position]).max() <= 1  # one grey level: float32 rounding
+
+
+def test_samples_of_one_image_differ_and_repeat(model):
+    draw = [diffusion.sample_noise(42, image, sample, (4, 16, 16)) for image in (0, 1) for sample in (0, 1)]
+    assert len({tensor.numpy().tobytes() for tensor in draw}) == 4
+    assert torch.equal(draw[3], diffusion.sample_noise(42, 1, 1, (4, 16, 16)))
+
+
+def test_latents_are_the_posterior_mean_at_five_eighths_of_the_size(model, stimuli):
+    latents = model.encode(model.prepare(stimuli))
+    assert latents.shape == (3, 4, 10, 10)
+    pixels = images.to_network(stimuli, 80)
+    with torch.inference_mode():
+        mean = model.checkpoint.vae.encode(pixels).latent_dist.mean
+    assert torch.allclose(latents, mean * model.checkpoint.vae.config.scaling_factor, atol=1e-4)
+    assert pixels.min() >= -1 and pixels.max() <= 1 and pixels.min() < -0.5
+
+
+def test_conditioning_is_the_mean_over_the_captions_of_an_image(model):
+    captions = ["a red ball", "a large red ball in the snow"]
+    apart = torch.cat([model.embed([caption]) for caption in captions])
+    assert torch.allclose(model.caption_features([captions, ["a cube"]])[0], apart.mean(0), atol=1e-5)
+    assert not torch.allclose(apart[0], apart[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("solver", ["dpm", "unipc"])
+def test_better_solvers_end_where_ddim_ends(model, stimuli, solver):
+    """Fewer steps of a higher order reach DDIM's result of many steps: they integrate the same equation."""
+    start = images.to_network(stimuli[:1], model.size)
+    noise = diffusion.sample_noise(42, 0, 0, (4, 16, 16))[None]
+    text = model.embed(["a red ball"])
+    reference = model.img2img(start, text, noise, steps=250, guidance=1.0, progress=False)
+    few = model.img2img(start, text, noise, steps=25, guidance=1.0, solver=solver, progress=False)
+    assert (few - reference).abs().mean() < 0.03
+
+
+def test_bfloat16_stays_near_float32(model, stimuli):
+    """Stated tolerance: latents within 3% of their standard deviation on average, pictures within 4 grey levels."""
+    half = diffusion.LatentDiffusion(loading.stable_diffusion(CPU, torch.bfloat16))
+    exact, rough = (each.encode(each.prepare(stimuli)) for each in (model, half))
+    assert (exact - rough).abs().mean() < 0.03 * exact.std()
+    pictures = [images.to_pixels(each.decode(exact)).astype(int) for each in (model, half)]
+    assert np.abs(pictures[0] - pictures[1]).mean() < 4
+
+
+def test_captions_longer_than_the_text_encoder_are_cut(model):
+    assert model.embed(["ball " * 200]).shape == (1, *model.text_shape)

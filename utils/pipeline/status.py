@@ -1,0 +1,394 @@
+"""What of a pipeline is done, in part, stale or missing: from names, sizes and records; nothing is run.
+
+A step is *stale* if what it left was made otherwise than its command says now, or of inputs that have changed since. A
+large file is not read: its digest stands in its record, which counts if the file is no younger.
+"""
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from utils import cli, layout
+from utils.completion import completion_stage
+from utils.errors import Problem
+from utils.evaluate import network_features
+from utils.generate import depth_maps, gan_inversion, reconstruction
+from utils.models import checkpoints
+from utils.nsd import object_keys, s3, stimulus_file, trials
+from utils.occlusion import occluders
+from utils.ridge import decoded_features, fit_targets
+from utils.storage import arrays, feature_shards, image_features, provenance, text_files
+
+STATES = DONE, PARTIAL, STALE, MISSING = "done", "partial", "stale", "missing"
+WEIGHTS_READ = 256 << 20  # bytes of a model's weights up to which they are read to see whether they are the same
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one command is to leave, and what that must say of itself.
+
+    files: those that must be there. records: [(JSON of what made them, what it must hold)]. reads, writes: files and
+    folders, by which the steps depend on each other. note: what there is to say. state: where it is known already.
+    """
+
+    files: list
+    records: list = field(default_factory=list)
+    reads: list = field(default_factory=list)
+    writes: list = field(default_factory=list)
+    note: str = ""
+    state: str = ""
+
+
+def of(steps, arguments):
+    """Yield (command, state, note) of each of `steps`, in order.
+    arguments(command) → the arguments it would run with."""
+    spoilt = {}  # what a stale step writes → its number
+    for number, command in enumerate(steps, start=1):
+        args = arguments(command)
+        try:
+            step = EXPECTED[command[0]](args)
+            state, note = _judge(step, args.workdir)
+        except Problem as problem:
+            step, note = Step([]), problem.what
+            state = MISSING if isinstance(problem.__cause__, FileNotFoundError) else STALE
+        stale_inputs = sorted({spoilt[path] for path in step.reads if path in spoilt})
+        if state in (DONE, PARTIAL) and stale_inputs:
+            state, note = STALE, f"step {stale_inputs[0]}, which it builds on, is stale"
+        if state == STALE:
+            spoilt |= {path: number for path in step.writes}
+        yield command, state, note
+
+
+def _judge(step, workdir):
+    if step.state:
+        return step.state, step.note
+    there = [path for path in step.files if path.exists()]
+    known = [(path, wanted) for path, wanted in step.records if path.exists()]
+    if not there:
+        return (PARTIAL, step.note) if step.note else (MISSING, "")
+    for path, wanted in known:
+        differ = _otherwise(text_files.read_json(path), wanted) or _changed(path, text_files.read_json(path),
+                                                                            step.reads, workdir)
+        if differ:
+            return STALE, differ
+    if len(there) < len(step.files):
+        return PARTIAL, step.note or f"{len(there):,} of {len(step.files):,} files"
+    if len(known) < len(step.records):
+        return STALE, f"{step.records[0][0].name} is missing: nothing says what made it"
+    return DONE, step.note
+
+
+def _otherwise(found, wanted, where=""):
+    """In which point a record says something else than `wanted`, whose dicts may name fewer keys than the record's."""
+    for key, value in wanted.items():
+        if isinstance(value, dict) and isinstance(found.get(key), dict):
+            differ = _otherwise(found[key], value, f"{where}{key} ")
+            if differ:
+                return differ
+        elif found.get(key) != value:
+            return f"made with {where}{key} {found.get(key)}, now {value}"
+    return ""
+
+
+def _changed(side, record, reads, workdir):
+    """Which file is not what the record says: the artifact itself, or an input."""
+    for path in side.parent.glob(f"{side.stem}.*"):
+        if path.stem == side.stem and path.suffix in (".npy", ".h5", ".csv") and provenance.is_altered(path, record):
+            return f"{path.name} changed after {record.get('made_by')} wrote it"
+    changed = provenance.changed_input(record, workdir, reads)
+    return f"{changed} changed since" if changed else ""
+
+
+def _model(role):
+    """What a record must say of a model: its name, and its revision where that costs little."""
+    where = checkpoints.source(role)
+    small = (isinstance(where, Path)
+             and sum(path.stat().st_size for path in checkpoints.all_weights(where)) < WEIGHTS_READ)
+    return checkpoints.identity(role) if small or checkpoints.pinned(role) else {"model": checkpoints.name(role)}
+
+
+# the stages: what each leaves
+
+
+def _mri(args):
+    ws, choice = layout.Workspace.of(args), layout.VoxelChoice.of(args)
+    rois = args.roi or (layout.ROIS if choice.atlas == "streams" else [])
+    known = [text_files.read_json(side) for roi in rois
+             if (side := layout.sidecar(ws.betas(choice.tag(roi), "tr"))).exists()]
+    without = {roi for record in known for roi in record.get("left_out", {}).get("rois", ())}
+    rois = [roi for roi in rois if roi not in without]
+    betas = [ws.betas(choice.tag(roi), split, average) for roi in rois for split in trials.SPLITS
+             for average in (False, True)]
+    design = [ws.stims, ws.stims_ave, ws.stims_ave_test, ws.train_index(), ws.train_index(average=True)]
+    options = {"atlas": choice.atlas, "zscore": choice.zscore, "ncsnr_min": choice.ncsnr_min}
+    sessions = len(list(ws.betas_parts(choice).glob("session*.json")))
+    return Step([*design, *betas], [(layout.sidecar(path), {}) for path in design]
+                + [(layout.sidecar(path), {"options": options}) for path in betas], writes=[*design, *betas],
+                note=f"{sessions} sessions read" if sessions else "")
+
+
+def _stimuli(args):
+    root = s3.Root.from_env()
+    if root.local:
+        there = root.exists(object_keys.STIMULI_KEY)
+        return Step([], state=DONE if there else MISSING, note="used in place" if there else "")
+    path = layout.stimuli(args.workdir)
+    part = layout.fetched(path)
+    return Step([path], writes=[path], note=f"{part.stat().st_size:,} bytes fetched" if part.exists() else "")
+
+
+def _stimuli_read(args):
+    """The file of whole images that a stage reads, whether it is there or not."""
+    return Path(getattr(args, "input_path", None) or stimulus_file.stimuli_place(s3.Root.from_env(), args.workdir))
+
+
+def _occluded(args):
+    path = args.output_path or layout.occluded_stimuli(args.workdir)
+    options = {"kind": args.occluder, "ratio": args.occlusion_ratio, "place": args.place, "fill": args.fill,
+               "seed": args.seed, "image_size": args.image_size}
+    parts = len(list(layout.parts(path).glob("*.h5")))
+    made = text_files.read_json(layout.sidecar(path)) if layout.sidecar(path).exists() else {}
+    lacking = sorted({*(args.subject or layout.SUBJECTS)} - {*(made.get("subjects") or layout.SUBJECTS)})
+    if lacking and path.exists():
+        raise Problem(f"{path.name} holds the stimuli of {' '.join(made['subjects'])}, not yet of "
+                      f"{' '.join(lacking)}", "")
+    seen = [layout.Workspace(args.workdir, subject).stims_ave for subject in args.subject or ()]
+    whole, wanted = _stimuli_read(args), {"options": options}
+    if path.exists() and whole.exists():
+        with stimulus_file.Stimuli(whole) as stimuli:
+            wanted["input"] = occluders.fingerprint(stimuli)
+    return Step([path], [(layout.sidecar(path), wanted)], [whole, *seen], [path],
+                note=f"{parts} parts" if parts else "")
+
+
+def _shards(args, names, role, own):
+    """Shards of features; `own` {name: attributes}. What makes them stands in the shards themselves."""
+    folders = [getattr(args, "outdir", None) or layout.features(args.workdir, name) for name in names]
+    occluded = occluders.path_of(args)
+    ids = arrays.read_npy(layout.Workspace.of(args).stims_ave) if args.subject else None
+    if args.imgidx:
+        chosen = cli.image_range(args.imgidx, object_keys.STIMULI, "stimulus")
+        ids = np.arange(chosen.start, chosen.stop) if ids is None else ids[(ids >= chosen.start) & (ids < chosen.stop)]
+    images = {"stimuli": args.dataset}
+    if args.dataset == "occluded" and Path(occluded).exists():
+        with occluders.open_occluded(occluded) as stimuli:
+            images["occlusion"] = str(stimuli.settings)
+            ids = None if ids is None else np.intersect1d(ids, stimuli.ids)
+    missing, count = 0, 0
+    for name, folder in zip(names, folders):
+        shards = feature_shards.Shards(folder)
+        found = shards.attributes()
+        wanted = _model(role) | own.get(name, images) | {"feature": name}
+        differ = _otherwise(found, {key: str(value) for key, value in wanted.items()}) if found else ""
+        if differ:
+            raise Problem(f"{folder.name}: {differ}", "")
+        count += len(ids) if ids is not None else 1
+        missing += len(shards.missing(ids)) if ids is not None else not found
+    state = DONE if not missing else PARTIAL if missing < count else MISSING
+    return Step([], reads=[args.stimuli_path or _stimuli_read(args), Path(occluded)], writes=folders, state=state,
+                note=f"{count - missing:,} of {count:,} features" if state == PARTIAL else "")
+
+
+def _sd(args):
+    latent, c = (layout.of_dataset(name, args.dataset) for name in ("init_latent", "c"))
+    return _shards(args, [latent, c], "sd", {c: {"captions": args.captions}})
+
+
+def _blip(args):
+    return _shards(args, [layout.of_dataset("blip", args.dataset)], "blip", {})
+
+
+def _vgg19(args):
+    return _shards(args, [layout.of_dataset(layer, args.dataset) for layer in gan_inversion.layer_names(args.layers)],
+                   "vgg19", {})
+
+
+def _dpt(args):
+    return _shards(args, [layout.of_dataset(name, args.dataset) for name in depth_maps.NAMES], "dpt", {})
+
+
+def _subject_matrices(args, names, use_stim, folder=None):
+    ws = layout.Workspace.of(args)
+    paths = [ws.subject_features(use_stim, name) for name in names]
+    design = [ws.stims, ws.stims_ave, ws.stims_ave_test]
+    stimuli = trials.load_design(ws).stims_ave
+    records, folders = [], []
+    for name, path in zip(names, paths):
+        folders.append(Path(folder) if folder else layout.features(args.workdir, name))
+        shards = feature_shards.Shards(folders[-1])
+        wanted = {"options": {"subject": args.subject, "feature": name, "use_stim": use_stim}}
+        if not shards.missing(stimuli):  # what is gone from the disk cannot have changed
+            wanted |= {"features": shards.attributes(), "shards": shards.files(stimuli)}
+        records.append((layout.sidecar(path), wanted))
+    return Step(paths, records, [*design, *folders], paths)
+
+
+def _pair(args):
+    return _subject_matrices(args, [args.featname], args.use_stim, args.input_dir)
+
+
+def _pair_vgg19(args):
+    layers = gan_inversion.layers_to_gather(args)
+    return _subject_matrices(args, [layout.of_dataset(layer, args.dataset) for layer in layers], "ave")
+
+
+def _ridge(args):
+    ws, choice = layout.Workspace.of(args), layout.VoxelChoice.of(args)
+    tags = [choice.tag(roi) for roi in args.roi]
+    occluded = "occluded" if args.dataset == "occluded" else None
+    paths, records, reads = [], [], []
+    for target in args.target:
+        use = fit_targets.use_of(args, target)
+        paths.append(ws.scores(tags, target, occluded, cli.control(args)))
+        options = {"rois": args.roi, "target": target, "use_stim": use, "mode": args.mode, "dataset": args.dataset,
+                   "shuffle_trials": args.shuffle_trials, "alphas": list(fit_targets.alphas_of(args, target))}
+        records.append((layout.sidecar(paths[-1]), {"options": options}))
+        reads += [ws.subject_features(each, target) for each in ("each", "ave")]
+    betas = [ws.betas(tag, split, average) for tag in tags for split, average in (("tr", False), ("te", True))]
+    return Step(paths, records, [*betas, *reads], paths)
+
+
+def _captions(args):
+    ws = layout.Workspace.of(args)
+    target = args.target or layout.of_dataset("blip", args.dataset)
+    path = ws.captions(*(() if target == "blip" else (target, args.dataset)), control=decoded_features.suffix(args))
+    options = decoded_features.options(args) | {"target": target, "prompt": args.prompt}
+    return Step([path], [(layout.sidecar(path), {"options": options} | _model("blip"))], [_source(args, ws, target)],
+                [path])
+
+
+def _source(args, ws, target):
+    """The file that decoded.read reads."""
+    return ws.found_subject_features(target) if args.true_features else decoded_features.scores(args, ws, target)
+
+
+def _mat(args):
+    ws, own = layout.Workspace.of(args), (args.dataset, decoded_features.suffix(args))
+    count, files, records, reads = len(trials.test_stimuli(ws)), [], [], []
+    for layer in gan_inversion.layer_names(args.layers):
+        folder = ws.gan_features(layer, 0, *own).parent
+        files += [ws.gan_features(layer, index, *own) for index in range(count)]
+        records.append((layout.manifest(folder), {"options": decoded_features.options(args)} | _model("vgg19")))
+        reads.append(_source(args, ws, layout.of_dataset(layer, args.dataset)))
+    return Step(files, records, reads, [path for path, _ in records])
+
+
+def _gan(args):
+    ws, own = layout.Workspace.of(args), (args.dataset, decoded_features.suffix(args))
+    chosen = cli.image_range(args.imgidx, len(trials.test_stimuli(ws)), "test image")
+    sources = {layer: layout.manifest(ws.gan_features(layer, 0, *own).parent) for layer in gan_inversion.LAYERS}
+    options = ({name: getattr(args, name) for name in gan_inversion.OPTIONS}
+               | ({} if args.levels == "auto" else {"levels": args.levels}))
+    wanted = {"options": options, "generator": _model("generator")} | _model("vgg19")
+    if all(path.exists() for path in sources.values()):
+        wanted["features"] = {layer: provenance.digest(path) for layer, path in sources.items()}
+    manifest = layout.manifest(ws.gan_image(0, *own).parent)
+    return Step([ws.gan_image(index, *own) for index in chosen], [(manifest, wanted)], [*sources.values()], [manifest])
+
+
+def _depth(args):
+    ws, own = layout.Workspace.of(args), (args.dataset, decoded_features.suffix(args))
+    chosen = cli.image_range(args.imgidx, len(trials.test_stimuli(ws)), "test image")
+    manifests = [layout.manifest(ws.depth_folder(*own, image=image)) for image in (False, True)]
+    wanted = {"options": decoded_features.options(args)} | _model("dpt")
+    return Step([path(index, *own) for index in chosen for path in (ws.depth, ws.depth_image)],
+                [(manifest, wanted) for manifest in manifests],
+                [_source(args, ws, layout.of_dataset(name, args.dataset)) for name in depth_maps.NAMES], manifests)
+
+
+def _images(args):
+    ws, run = layout.Workspace.of(args), cli.run_name(args)
+    method = "cvpr" if args.method == "latent" else args.method
+    folder, own = ws.samples(run), (args.dataset, decoded_features.suffix(args))
+    chosen = cli.image_range(args.imgidx, len(trials.test_stimuli(ws)), "test image")
+    files = [layout.original_image(folder, image) for image in chosen]
+    files += [layout.sample_image(folder, image, sample) for image in chosen for sample in range(args.n_samples)]
+    wanted = ({"options": {"method": method} | reconstruction.options(args)}
+              | _model("sd_depth" if method == "depth" else "sd"))
+    reads = [_source(decoded_features.of_rois(args, getattr(args, f"roi_{name}")), ws,
+                     layout.of_dataset(name, args.dataset))
+             for name in reconstruction.ROI_OF]
+    reads += [ws.captions(*(("blip_occluded", "occluded") if args.dataset == "occluded" else ()), control=own[1]),
+              layout.manifest(ws.gan_image(0, *own).parent), layout.manifest(ws.depth_folder(*own))]
+    used = {"cvpr": reads[:2], "text": [reads[0], reads[2]], "gan": reads[2:4], "depth": reads[2:]}[method]
+    return Step(files, [(layout.manifest(folder), wanted)], used, [layout.manifest(folder)])
+
+
+def _features(args):
+    ws, run = layout.Workspace.of(args), cli.run_name(args)
+    samples, folder = ws.samples(run), ws.identification(run)
+    pictures = network_features.pictures_of(samples)
+    wanted = {"options": {"run": run}}
+    if layout.manifest(samples).exists():
+        wanted["pictures"] = text_files.read_json(layout.manifest(samples))
+    files, parts = [], len(image_features.Parts(folder).found())
+    for name in args.usefeat:
+        there = image_features.ImageFeatures(folder, name).pictures
+        files += [folder if picture in there else layout.image_feature(folder, layout.image_stem(*picture), name)
+                  for picture in pictures]
+    return Step(files, [(layout.manifest(folder), wanted)], [layout.manifest(samples)], [layout.manifest(folder)],
+                note=f"{parts} batches of pictures not joined yet" if parts else "")
+
+
+def _identification(args):
+    ws, run = layout.Workspace.of(args), cli.run_name(args)
+    folder = ws.identification(run)
+    paths, records = [], []
+    for feature in args.usefeat:
+        found = image_features.by_image(image_features.ImageFeatures(folder, feature).pictures)
+        wanted = {"options": {"subject": args.subject, "run": run, "feature": feature, "seed": args.seed}}
+        if layout.manifest(folder).exists():
+            wanted |= {"source": text_files.read_json(layout.manifest(folder)), "images": len(found)}
+        paths.append(ws.found_per_image_score(run, feature))
+        records.append((layout.sidecar(paths[-1]), wanted))
+    return Step(paths, records, [layout.manifest(folder)], paths)
+
+
+def _figures(args):
+    ws = layout.Workspace.of(args)
+    found = [path for name in ("reconstructions", "identification", "decoding") for ending in ("pdf", "png")
+             if (path := ws.figure(name, ending)).exists()]
+    return Step(found or [ws.figure("reconstructions", "png")], reads=[*ws.found_per_image_scores()],
+                note="drawn anew by every run" if found else "")
+
+
+def _completion(args):
+    ws = layout.Workspace.of(args)
+    table = ws.completion_result("index", "csv")
+    betas = [ws.betas(roi, split) for roi in args.roi or layout.ROIS for split in trials.SPLITS]
+    return Step([table], [(layout.sidecar(table), {"options": completion_stage.options(args)})], [ws.stims, *betas],
+                [table])
+
+
+def _evaluation(args):
+    ws = layout.Workspace.of(args)
+    tables = [ws.evaluation_result(name, "csv")
+              for name in ("evaluation", *(["held_out"] if args.held_out_clusters else []))]
+    runs = {run: layout.manifest(ws.samples(run)) for run in ws.found_runs()}
+    lacks = [run for run in runs if not ws.evaluation_per_image(run).exists()]
+    return Step(tables + [ws.evaluation_per_image(run) for run in runs],
+                [(layout.sidecar(tables[0]), {"options": {"subject": args.subject, "seed": args.seed}})],
+                [*runs.values()], tables, note=f"not evaluated: {' '.join(lacks)}" if lacks else "")
+
+
+def _report(args):
+    ws = layout.Workspace.of(args)
+    options = {name: getattr(args, name) for name in ("subject", "n_samples", "megabytes")}
+    reads = [*ws.found_records(), ws.completion_result("index", "csv")]
+    return Step([ws.report], [(layout.sidecar(ws.report), {"options": options})], reads, [ws.report])
+
+
+EXPECTED = {
+    "make_subjmri.py": _mri, "img2feat_sd.py": _stimuli, "generate_occluded_images.py": _occluded,
+    "img2feat_sd1_parallel.py": _sd, "img2feat_sd1_occlusion.py": _sd,
+    "img2feat_blip.py": _blip, "img2feat_blip_occlusion.py": _blip,
+    "make_vgg19bdpy.py": _vgg19, "make_vgg19bdpy_occlusion.py": _vgg19, "img2feat_dpt.py": _dpt,
+    "make_subjstim.py": _pair, "make_subjstim_occluded.py": _pair, "make_subjstim_vgg19.py": _pair_vgg19,
+    "ridge.py": _ridge, "ridge_occlusion.py": _ridge,
+    "decode_captions.py": _captions, "decode_captions_occluded.py": _captions,
+    "make_vgg19fromdecode.py": _mat, "recon_icnn_image_vgg19_dgn_relu7gen_gd.py": _gan, "dptemb2dpt.py": _depth,
+    "diffusion_decoding.py": _images, "diffusion_decoding_occluded.py": _images,
+    "img2feat_decoded.py": _features, "img2feat_decoded_occlusion.py": _features,
+    "identification.py": _identification, "identification_occluded.py": _identification, "make_figures.py": _figures,
+    "amodal_completion.py": _completion, "evaluate.py": _evaluation, "make_report.py": _report,
+}
