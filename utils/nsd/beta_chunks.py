@@ -8,7 +8,7 @@ import numpy as np
 from utils.errors import Problem
 from utils.nsd import ranges, remote_hdf5, retrying
 
-GROUP = 8192  # voxels read together: they bound what is held in memory
+GROUP = 16384  # voxels read together: they bound what is held in memory
 AGAIN = "get the file from NSD again, or pass --source nifti"
 
 

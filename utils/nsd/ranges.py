@@ -5,6 +5,7 @@ was seen to do. A fault that may pass is tried again as in `retrying`; an object
 """
 import bisect
 import io
+import itertools
 import os
 import re
 import threading
@@ -19,12 +20,12 @@ from utils.nsd import retrying
 
 botocore = lazy.module("botocore")
 
-CONNECTIONS = 32  # requests at a time, to hide 40 ms each behind the others; S3 takes thousands
+CONNECTIONS = 48  # requests at a time, to hide 40 ms each behind the others; S3 takes thousands
 LONGEST = 2 << 20  # bytes of a request that joins several parts: beyond, two connections beat one
 GAPS = (0, *(1 << power for power in range(10, 21)))  # bytes between two parts that may be read for nothing
 SMALL = 16 << 10  # bytes of an answer whose time is latency
-FULL = 1 << 20  # bytes of several requests together from which they tell what the link carries
-SPARED = 1.1  # time that fewer bytes may cost, as a multiple of the shortest
+MANY = 8  # requests of each connection from which they tell what is shared: the link, or the processor
+SPARED = 1.5  # time that fewer bytes may cost, as a multiple of the shortest: they are the link's, which others use too
 
 
 def connections(workers=1):
@@ -36,14 +37,14 @@ class Link:
     """What the way to the objects was seen to do.
 
     latency: seconds that an answer takes to begin. rate: bytes a second of one connection. total: of all together.
-    Until something was read, and on a local disk, they are assumptions.
+    request: seconds that a request takes which no other can use. Until something was read, and on a local disk, they
+    are assumptions.
     """
 
-    REQUEST = 0.0025  # seconds of the processor that a request takes, one at a time in a process
     SHARE = 4  # connections that a link is taken to carry at full rate before several were seen at once
 
     def __init__(self, local=False):
-        self.latency, self.rate = (1e-4, 1e9) if local else (0.05, 2.5e6)
+        self.latency, self.rate, self.request = (1e-4, 1e9, 0) if local else (0.05, 2.5e6, 0.001)
         self.total = self.rate * (1 if local else self.SHARE)
         self.local, self._seen = local, set()
 
@@ -52,7 +53,7 @@ class Link:
         if self.local:
             connections = 1
         return max(size / self.total, (requests * self.latency + size / self.rate) / connections,
-                   0 if self.local else requests * self.REQUEST)
+                   requests * self.request)
 
     def learn(self, requests, size, seconds, connections=CONNECTIONS):
         """Take in what requests that went together took."""
@@ -60,11 +61,14 @@ class Link:
             return
         if requests == 1:
             self._learn_one(size, seconds)
-        elif size >= FULL:
-            alone = max((requests * self.latency + size / self.rate) / min(requests, connections),
-                        requests * self.REQUEST)
+        elif requests >= MANY * connections:
+            alone = (requests * self.latency + size / self.rate) / min(requests, connections)
             # Slower than connections that do not disturb each other: they share something, which is full.
-            self.total = size / seconds if seconds > 1.5 * alone else max(self.total, size / seconds)
+            full = seconds > 1.2 * alone
+            if size / requests > SMALL:
+                self.total = size / seconds if full else max(self.total, size / seconds)
+            else:
+                self.request = seconds / requests if full else min(self.request, seconds / requests)
 
     def _learn_one(self, size, seconds):
         if size <= SMALL:
@@ -116,7 +120,7 @@ class Ranged:
         self.link, self.connections = link, connections
         self.requests = self.received = 0
         self._get = (_Local if root.local else _Remote)(root, key, self.size, self.tag, connections)
-        self._starts, self._blocks, self._fetched = [], [], 0
+        self._starts, self._blocks, self._reach, self._fetched = [], [], [], 0
         self._pool = None
 
     def fetch(self, parts):
@@ -146,15 +150,18 @@ class Ranged:
     def _keep(self, blocks):
         blocks.sort(key=lambda each: (each[0], len(each[1])))
         self._starts = [start for start, _, _ in blocks]
+        self._reach = list(itertools.accumulate((start + len(block) for start, block, _ in blocks), max))
         self._blocks = [(block, turn) for _, block, turn in blocks]
 
     def find(self, start, size):
         """Those bytes if they were read, else None."""
         at = bisect.bisect_right(self._starts, start) - 1
-        if at < 0:
-            return None
-        block, offset = self._blocks[at][0], start - self._starts[at]
-        return memoryview(block)[offset:offset + size] if offset + size <= len(block) else None
+        while at >= 0 and self._reach[at] >= start + size:  # a long block may lie behind short ones that it covers
+            block, offset = self._blocks[at][0], start - self._starts[at]
+            if offset + size <= len(block):
+                return memoryview(block)[offset:offset + size]
+            at -= 1
+        return None
 
     def forget(self):
         """Let go of what the latest `fetch` brought."""

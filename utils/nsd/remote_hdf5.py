@@ -4,6 +4,7 @@ What the library asks for and is not here yet is written down, and the reading t
 readings were tried, what they missed is fetched together, and they are tried again. So the index of a dataset's chunks
 is read level by level, and of it only the nodes that lead to what is wanted; the format itself is the library's.
 """
+import contextlib
 import io
 import math
 
@@ -27,9 +28,19 @@ class File(hdf5.File):
         self.path, self.todo = ranged.name, todo
         self._ranged, self._raw = ranged, _Raw(ranged)
         try:
-            self._file = h5py.File(self._raw, "r")
+            self._file = _opened(self._raw)
         except hdf5.FAULTS as error:
             raise self._raw.fault or Problem(f"{self.path} is not a whole HDF5 file ({error})", todo) from error
+
+    @contextlib.contextmanager
+    def _guarded(self, what):
+        with super()._guarded(what):
+            try:
+                yield
+            except hdf5.FAULTS as error:
+                if self._raw.fault:
+                    raise self._raw.fault from error
+                raise
 
     def dataset(self, name, kinds, ndim=None):
         """The h5py.Dataset of that name; its dtype must be of one of `kinds` (numpy's letters).
@@ -103,6 +114,18 @@ class File(hdf5.File):
         return self._raw.missed
 
 
+def _opened(raw):
+    """The h5py.File that reads `raw`. As h5py opens it, but for its list of properties: one that outlives the opening,
+    in a traceback, crashes the library when the process ends."""
+    properties = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    try:
+        properties.set_fclose_degree(h5py.h5f.CLOSE_STRONG)
+        properties.set_fileobj_driver(h5py.h5fd.fileobj_driver, raw)
+        return h5py.File(h5py.h5f.open(repr(raw).encode(), h5py.h5f.ACC_RDONLY, properties))
+    finally:
+        properties.close()
+
+
 class _Raw(io.RawIOBase):
     """The file as h5py reads it. fault: what went wrong while it was opened. missed: see `File`."""
 
@@ -135,8 +158,8 @@ class _Raw(io.RawIOBase):
             try:
                 self._ranged.fetch([(self._at, min(max(size, AHEAD), self._ranged.size - self._at))])
             except Problem as fault:
-                self.fault = fault
-                raise
+                self.fault = fault  # raised here, it would leave the library a file that is neither open nor closed
+                return 0
             found = self._ranged.find(self._at, size)
         buffer[:size] = found
         self._at += size
