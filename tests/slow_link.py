@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 REQUESTS = (b"GET ", b"HEAD ", b"PUT ", b"POST ")
 PIECE = 16 << 10  # bytes relayed at a time
+HELD = 64 << 10  # bytes of a connection that wait for their time; the server is not heard until they are fewer
 
 
 class SlowLink:
@@ -18,62 +19,93 @@ class SlowLink:
 
     def __init__(self, target, latency=0.04, connection=20e6 / 8, link=100e6 / 8):
         where = urlsplit(target)
-        self._target, self._latency = (where.hostname, where.port), latency
-        self._connection, self._link, self._free = connection, link, 0.0
+        self.target, self.latency = (where.hostname, where.port), latency
+        self.connection, self.link, self.free = connection, link, 0.0
         self.requests = self.received = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self):
         self._thread.start()
-        started = asyncio.run_coroutine_threadsafe(asyncio.start_server(self._relay, "127.0.0.1", 0), self._loop)
-        self._server = started.result()
+        self._server = asyncio.run_coroutine_threadsafe(
+            self._loop.create_server(lambda: _Client(self, self._loop), "127.0.0.1", 0), self._loop).result()
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     def __exit__(self, *_):
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._server.close)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.close()
 
-    async def _stop(self):
-        self._server.close()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
 
-    async def _relay(self, client_reader, client_writer):
+class _Client(asyncio.Protocol):
+    """The client's end of a connection; it opens the other, to the server."""
+
+    def __init__(self, relay, loop):
+        self.relay, self.loop, self.server, self.waiting = relay, loop, None, []
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.loop.create_task(self._connect())
+
+    async def _connect(self):
         try:
-            server_reader, server_writer = await asyncio.open_connection(*self._target)
-            await asyncio.gather(self._up(client_reader, server_writer), self._down(server_reader, client_writer))
-        except (ConnectionError, asyncio.CancelledError):
-            pass  # whoever hangs up ends both
-        finally:
-            client_writer.close()
-            server_writer.close()
+            self.server, _ = await self.loop.create_connection(lambda: _Server(self), *self.relay.target)
+        except OSError:
+            self.transport.close()
+            return
+        for data in self.waiting:
+            self.server.write(data)
 
-    async def _up(self, reader, writer):
-        while data := await reader.read(PIECE):
-            if data.startswith(REQUESTS):
-                self.requests += 1
-                await asyncio.sleep(self._latency)
-            writer.write(data)
-            await writer.drain()
-        writer.close()
+    def data_received(self, data):
+        if data.startswith(REQUESTS):
+            self.relay.requests += 1
+            self.loop.call_later(self.relay.latency, self._send, data)
+        else:
+            self._send(data)
 
-    async def _down(self, reader, writer):
-        free = 0.0
-        while data := await reader.read(PIECE):
-            now = self._loop.time()
-            free = max(now, free) + len(data) / self._connection
-            self._free = max(now, self._free) + len(data) / self._link
-            await asyncio.sleep(max(free, self._free) - now)
-            self.received += len(data)
-            writer.write(data)
-            await writer.drain()
-        writer.close()
+    def _send(self, data):
+        if self.server is None:
+            self.waiting.append(data)
+        else:
+            self.server.write(data)
+
+    def connection_lost(self, _):
+        if self.server is not None:
+            self.server.close()
+
+
+class _Server(asyncio.BufferedProtocol):
+    """The server's end: what comes is passed on when the connection's and the link's rates allow."""
+
+    def __init__(self, client):
+        self.client, self.relay, self.loop = client, client.relay, client.loop
+        self.free, self.held, self.buffer = 0.0, 0, bytearray(PIECE)
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def get_buffer(self, _):
+        return self.buffer
+
+    def buffer_updated(self, size):
+        now, relay = self.loop.time(), self.relay
+        self.free = max(now, self.free) + size / relay.connection
+        relay.free = max(now, relay.free) + size / relay.link
+        self.held += size
+        if self.held > HELD:
+            self.transport.pause_reading()
+        self.loop.call_at(max(self.free, relay.free), self._pass, bytes(self.buffer[:size]))
+
+    def _pass(self, data):
+        self.relay.received += len(data)
+        self.client.transport.write(data)
+        self.held -= len(data)
+        if self.held <= HELD and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def connection_lost(self, _):
+        self.loop.call_at(max(self.free, self.relay.free, self.loop.time()), self.client.transport.close)
 
 
 def main():

@@ -66,7 +66,7 @@ class VoxelBetas:
         for start in range(0, len(order), GROUP):
             group = order[start:start + GROUP]
             with _layout():
-                chunks = self._file.gather([places[index] for index in group], self._chunk)
+                chunks = self._file.gather([places[index] for index in group], self._chunk, self._trials * 2)
             self._ranged.forget()
             group_betas = np.frombuffer(b"".join(chunks), self._betas.dtype).reshape(len(group), self._trials)
             found[:, group] = group_betas.T

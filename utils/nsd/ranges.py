@@ -4,6 +4,7 @@ A gap between two parts costs bytes, a request costs latency: which parts are re
 was seen to do. A fault that may pass is tried again as in `retrying`; an object that changed is refused.
 """
 import bisect
+import collections
 import io
 import itertools
 import os
@@ -23,6 +24,8 @@ botocore = lazy.module("botocore")
 CONNECTIONS = 48  # requests at a time, to hide 40 ms each behind the others; S3 takes thousands
 LONGEST = 2 << 20  # bytes of a request that joins several parts: beyond, two connections beat one
 GAPS = (0, *(1 << power for power in range(10, 21)))  # bytes between two parts that may be read for nothing
+PIECE = 4 << 20  # bytes of a range of an object that is read from end to end
+AHEAD = 16  # of them that are read at a time, and held
 SMALL = 16 << 10  # bytes of an answer whose time is latency
 MANY = 8  # requests of each connection from which they tell what is shared: the link, or the processor
 SPARED = 1.5  # time that fewer bytes may cost, as a multiple of the shortest: they are the link's, which others use too
@@ -182,6 +185,22 @@ class Ranged:
 
     def __exit__(self, *_):
         self.close()
+
+
+def in_order(root, key, version, start):
+    """Yield the bytes of an object of S3 from `start` on, in order, read ahead over several connections."""
+    get = _Remote(root, key, *version, AHEAD)
+    pool, running = ThreadPoolExecutor(AHEAD), collections.deque()
+    try:
+        for at in range(start, version.size, PIECE):
+            running.append(pool.submit(get, at, min(at + PIECE, version.size)))
+            if len(running) == AHEAD:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        get.close()
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Stream(io.RawIOBase):

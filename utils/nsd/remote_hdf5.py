@@ -58,13 +58,16 @@ class File(hdf5.File):
                 self.refuse(f"has {name} of {found.dtype} {found.shape}, which it cannot be")
         return found
 
-    def gather(self, items, read):
+    def gather(self, items, read, stored=None):
         """[read(item) for item in items], with what they need of the file fetched together.
 
         read: function that reads of this file, and nothing else: it may be called several times for an item. items:
-        best in an order in which neighbours need neighbouring bytes. Raises Problem where one cannot be read.
+        best in an order in which neighbours need neighbouring bytes. stored: where `read` returns bytes as they lie in
+        the file, how many; an item is then not read again when these have come. Raises Problem where one cannot be
+        read.
         """
         found, todo = {}, list(range(len(items)))
+        self._raw.stored = stored
         while todo:
             missed = self._tried(todo, items, read, found)
             parts = {part for part in missed.values() if part is not None}
@@ -72,11 +75,14 @@ class File(hdf5.File):
                 self.refuse("cannot be read: the library asks again for what it was given")
             if parts:
                 self._ranged.fetch(parts)
+            found |= {index: bytes(self._ranged.find(*part)) for index, part in missed.items()
+                      if index in found and part}
             todo = [index for index in todo if index not in found]
         return [found[index] for index in range(len(items))]
 
     def _tried(self, todo, items, read, found):
-        """{index: (start, size) that it missed, None if it is in `found` now}, of some of `todo`.
+        """{index: (start, size) that it missed, None if nothing}, of some of `todo`. Those in `found` now missed
+        nothing, or only what they are to return.
 
         Where two miss the same bytes, a node of the index, those between them are taken to miss it too, and are left
         for the next time.
@@ -99,19 +105,21 @@ class File(hdf5.File):
         return missed
 
     def _attempt(self, index, item, read, found):
-        self._raw.missed, self._raw.collecting = None, True
+        raw = self._raw
+        raw.missed, raw.blank, raw.collecting = None, None, True
         try:
             result = read(item)
         except (_Missed, *hdf5.FAULTS) as error:
-            if self._raw.missed is None:
+            raw.missed = raw.missed or raw.blank  # a node of the index, as large as what is stored
+            if raw.missed is None:
                 raise Problem(f"{self.path} cannot be read ({error})", self.todo) from error
         finally:
-            self._raw.collecting = False
-        if self._raw.missed is None:
+            raw.collecting = False
+        if raw.missed is None:
             found[index] = result
-        elif self._raw.missed[1] > PART_LIMIT:
-            self.refuse(f"has a piece of {self._raw.missed[1]:,} bytes")
-        return self._raw.missed
+        elif raw.missed[1] > PART_LIMIT:
+            self.refuse(f"has a piece of {raw.missed[1]:,} bytes")
+        return raw.missed or raw.blank
 
 
 def _opened(raw):
@@ -127,11 +135,16 @@ def _opened(raw):
 
 
 class _Raw(io.RawIOBase):
-    """The file as h5py reads it. fault: what went wrong while it was opened. missed: see `File`."""
+    """The file as h5py reads it. fault: what went wrong while it was opened.
+
+    While `collecting`, bytes that are not here end the reading, and are noted as `missed`; but so many as `stored` says
+    are given as zeros, and noted as `blank`: where the reading ends well with them, it was for them.
+    """
 
     def __init__(self, ranged):
         self._ranged, self._at = ranged, 0
         self.collecting, self.missed, self.fault = False, None, None
+        self.stored, self.blank = None, None
 
     def readable(self):
         return True
@@ -150,17 +163,23 @@ class _Raw(io.RawIOBase):
         size = min(len(buffer), max(0, self._ranged.size - self._at))
         if not size:
             return 0
+        if self.collecting and self.blank:
+            self.missed = self.blank  # not what the reading was for: it reads on
+            raise _Missed
         found = self._ranged.find(self._at, size)
         if found is None:
-            if self.collecting:
+            if self.collecting and size == self.stored:
+                self.blank, found = (self._at, size), bytes(size)
+            elif self.collecting:
                 self.missed = (self._at, size)
                 raise _Missed
-            try:
-                self._ranged.fetch([(self._at, min(max(size, AHEAD), self._ranged.size - self._at))])
-            except Problem as fault:
-                self.fault = fault  # raised here, it would leave the library a file that is neither open nor closed
-                return 0
-            found = self._ranged.find(self._at, size)
+            else:
+                try:
+                    self._ranged.fetch([(self._at, min(max(size, AHEAD), self._ranged.size - self._at))])
+                except Problem as fault:
+                    self.fault = fault  # raised here, it would leave the library a file neither open nor closed
+                    return 0
+                found = self._ranged.find(self._at, size)
         buffer[:size] = found
         self._at += size
         return size

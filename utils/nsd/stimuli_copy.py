@@ -10,7 +10,7 @@ import numpy as np
 
 from utils import cli, layout, system
 from utils.errors import Problem
-from utils.nsd import object_keys, ranges, remote_hdf5, stimulus_file
+from utils.nsd import experiment, object_keys, ranges, remote_hdf5, stimulus_file
 from utils.storage import provenance, text_files, writing
 
 BATCH = 32  # images read together, 17 MB of NSD's
@@ -47,6 +47,20 @@ def fetch(root, path, ids, overwrite=False):
                               "check the subject and NSD_ROOT")
             _write(path, ids, old, source, images, ranged, wanted)
             return ranged.received
+
+
+def source_of(path):
+    """{"key", "etag", "of"}: which file the choice of images at `path` was copied from; None if it is no such copy."""
+    side = layout.sidecar(path)
+    found = text_files.read_json(side) if side.exists() else {}
+    return {name: found[name] for name in ("key", "etag", "of")} if "of" in found else None
+
+
+def seen(root, subjects, test=False):
+    """(n,) ascending 0-based 73k ids that any of the subjects saw, or of them the shared ones, which test."""
+    design = experiment.design(root)
+    ids = np.unique(np.concatenate([experiment.responses(root, subject, design).stimuli for subject in subjects]))
+    return ids[np.isin(ids, design.shared)] if test else ids
 
 
 def _must_be(path, wanted, version):
