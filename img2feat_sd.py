@@ -1,9 +1,10 @@
 """Fetch NSD's images once, resumable, and check them. A local NSD_ROOT is used in place.
 
-With --subject only the images that the subjects saw are fetched, by HTTP Range, 5.4 GB for one; subjects that follow add
-theirs. Every later stage takes the file.
+With --subject only the images that the subjects saw are fetched, by HTTP Range, 5.4 GB for one; subjects that follow
+add theirs. Every later stage takes the file.
 
-Reads   NSD_ROOT: nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5 (39.6 GB); with --subject nsd_expdesign.mat, responses.tsv
+Reads   NSD_ROOT: nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5 (39.6 GB); with --subject nsd_expdesign.mat and
+        responses.tsv
 Writes  nsd_stimuli.hdf5 in the working folder (with --subject: with stim_ids beside imgBrick), unless NSD_ROOT is local
 """
 from utils import cli, layout
