@@ -30,13 +30,15 @@ from tests import tiny_nsd  # noqa: E402
 from utils.nsd import object_keys  # noqa: E402
 
 SHAPE, ROIS = subjmri.SHAPE, subjmri.ROIS
+FILLED = 0.55  # share of voxels that are not zero at which a .nii.gz has the 0.5 GB that others list for NSD's
+THICK = 2.4  # voxels of 1.8 mm that a cortex of 2.5 mm reaches into
 GENERAL = 15_724  # voxels of subj01's nsdgeneral, about
 AFFINE = np.diag([1.8, 1.8, 1.8, 1])
 
 
-def anatomy():
-    """(brain, ribbon): (x, y, z) bool of subjmri.BRAIN of the volume, and the distance in voxels from the middle of a
-    folded sheet below its surface, infinite outside the brain."""
+def anatomy(filled):
+    """(brain, ribbon, filled): (x, y, z) bool of subjmri.BRAIN of the volume, the distance in voxels from the middle of
+    a folded sheet below its surface, infinite outside the brain, and bool of the share `filled` of the volume."""
     axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in SHAPE), indexing="ij")
     radius = np.sqrt(sum(axis ** 2 for axis in axes))
     brain = radius <= np.quantile(radius, subjmri.BRAIN)
@@ -45,13 +47,12 @@ def anatomy():
     folds = 0.11 * np.sin(16 * x + 3 * z) * np.sin(15 * y - 2 * x) + 0.07 * np.sin(18 * z + 4 * y)
     level = radius / edge - 0.82 - folds
     steep = np.sqrt(sum(part ** 2 for part in np.gradient(level)))
-    return brain, np.where(brain, np.abs(level) / steep, np.inf)
+    return brain, np.where(brain, np.abs(level) / steep, np.inf), radius <= np.quantile(radius, filled)
 
 
-def ribbon_labels():
+def ribbon_labels(away):
     """(x, y, z) int16: ROIs of the sizes of subj01's, side by side in the posterior part of a sheet of cortex."""
-    brain, away = anatomy()
-    sheet = np.flatnonzero((away < 1.0).ravel(order="F"))
+    sheet = np.flatnonzero((away < THICK / 2).ravel(order="F"))
     y = np.unravel_index(sheet, SHAPE, order="F")[1]
     sheet = sheet[np.argsort(y, kind="stable")][:sum(ROIS.values())]
     if len(sheet) < sum(ROIS.values()):
@@ -60,13 +61,14 @@ def ribbon_labels():
     for label, size in enumerate(ROIS.values(), start=1):
         labels[sheet[start:start + size]] = label
         start += size
-    return labels.reshape(SHAPE, order="F"), brain
+    return labels.reshape(SHAPE, order="F")
 
 
-def write_world(folder, sessions, trials):
-    """subj01's files; returns the paths of one session, .hdf5 and .nii.gz."""
+def write_world(folder, sessions, trials, filled):
+    """subj01's files; returns the paths of one session, .hdf5 and .nii.gz. filled: share of voxels not zero."""
     rng = np.random.default_rng(0)
-    labels, brain = ribbon_labels()
+    brain, away, inside = anatomy(filled)
+    labels = ribbon_labels(away)
     files = subjmri.Files(folder)
 
     def save(values, key):
@@ -85,8 +87,10 @@ def write_world(folder, sessions, trials):
     rows += [f"{1 + trial // trials}\t1\t{1 + trial % trials}\t{stimulus}" for trial, stimulus in enumerate(ids)]
     files.path(object_keys.responses_key("subj01")).write_text("\n".join(rows) + "\n")
     scipy.io.savemat(files.path(object_keys.DESIGN_KEY), {"sharedix": np.arange(1, ids.max() // 2)[None]})
-    inside = np.flatnonzero(brain.ravel(order="F"))
-    betas = rng.normal(0, 600, (trials, len(inside))).astype(np.int16)  # 2% signal change × 300
+    inside = np.flatnonzero(inside.ravel(order="F"))
+    betas = np.empty((trials, len(inside)), np.int16)
+    for trial in betas:
+        trial[:] = rng.normal(0, 600, len(inside))  # 2% signal change × 300
     whole, packed = (files.path(key("subj01", 1)) for key in (object_keys.betas_hdf5_key, object_keys.betas_key))
     write_hdf5(whole, inside, betas)
     write_nifti(packed, inside, betas)
@@ -163,6 +167,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="also other choices of voxels, and several sessions")
     parser.add_argument("--trials", type=int, default=750, help="of a session (default: 750, as NSD)")
+    parser.add_argument("--filled", type=float, default=FILLED, metavar="SHARE",
+                        help=f"of the voxels that are not zero (default: {FILLED}, a .nii.gz of 0.5 GB; "
+                        f"{subjmri.BRAIN}, the brain alone, of 0.3 GB)")
     args = parser.parse_args()
 
     choices = [("seven stream ROIs", ["--sessions", "1"])]
@@ -172,7 +179,7 @@ def main():
                     ("four sessions", ["--sessions", "4", "--workers", "4"])]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "nsd")
-        whole, packed = write_world(folder, 4 if args.full else 1, args.trials)
+        whole, packed = write_world(folder, 4 if args.full else 1, args.trials, args.filled)
         sizes = {"hdf5": whole.stat().st_size, "nifti": packed.stat().st_size}
         print(f"a session: {SHAPE} × {args.trials} int16, .hdf5 {sizes['hdf5'] / 1e6:,.0f} MB, .nii.gz "
               f"{sizes['nifti'] / 1e6:,.0f} MB\n"

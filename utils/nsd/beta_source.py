@@ -11,7 +11,7 @@ from utils.nsd import object_keys, ranges
 AUTO, HDF5, NIFTI = SOURCES = ("auto", "hdf5", "nifti")
 NODE = 3656  # bytes of a node of the index of chunks in four dimensions (HDF5 file format, III.A.1, 64 children)
 PER_NODE = 32  # chunks that a node leads to at least: it is split when it holds 64
-VOXEL = 2e-4  # seconds of a processor that a voxel of an .hdf5 takes (benchmarks/slow_link.py)
+VOXEL = 1e-4  # seconds of a processor that a voxel of an .hdf5 takes (benchmarks/slow_link.py)
 INFLATED = 0.98e9  # bytes of a .nii.gz unpacked in a second of a processor (benchmarks/subjmri.py)
 HEADER = 4096  # bytes in which a .nii.gz's header is, packed
 PROBE = 256 << 10  # bytes by which the rate of a connection is measured

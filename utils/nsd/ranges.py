@@ -28,7 +28,7 @@ PIECE = 4 << 20  # bytes of a range of an object that is read from end to end
 AHEAD = 16  # of them that are read at a time, and held
 SMALL = 16 << 10  # bytes of an answer whose time is latency
 MANY = 8  # requests of each connection from which they tell what is shared: the link, or the processor
-SPARED = 1.5  # time that fewer bytes may cost, as a multiple of the shortest: they are the link's, which others use too
+SPARED = 1.5  # time that fewer bytes may cost, as a multiple of the shortest: others use the link too
 
 
 def connections(workers=1):
