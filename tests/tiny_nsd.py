@@ -118,8 +118,8 @@ class FaultyS3:
     """Serves a folder as the bucket, over HTTP on loopback. `faults`: (part of a key, fault), each used once.
 
     A fault is a word, or a word and a number of bytes: "500", "503", "SlowDown", "denied", "missing", "no range",
-    ("reset", n), ("cut", n), ("stall", n), ("length", by), ("corrupt", at), ("change", n); "HEAD 503" is for HEAD
-    requests. An entry ending in "always" is kept. `log`: (method, path, headers) of every request.
+    "no match", ("reset", n), ("cut", n), ("stall", n), ("length", by), ("corrupt", at), ("change", n); "HEAD 503" is
+    for HEAD requests. An entry ending in "always" is kept. `log`: (method, path, headers) of every request.
     """
 
     def __init__(self, folder, page=1000):
@@ -211,7 +211,7 @@ class _Handler(BaseHTTPRequestHandler):
         if word == "missing" or not path.is_file():
             return self._error(404, "NoSuchKey")
         body, tag = _content(path), _tag(path, path.stat().st_size, path.stat().st_mtime_ns)
-        if self.headers.get("If-Match", f'"{tag}"') != f'"{tag}"':
+        if self.headers.get("If-Match", f'"{tag}"') != f'"{tag}"' and word != "no match":
             return self._error(412, "PreconditionFailed")
         total, start, stop, status = len(body), 0, len(body), 200
         headers = [("ETag", f'"{tag}"')]

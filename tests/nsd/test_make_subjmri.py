@@ -18,7 +18,7 @@ import make_subjmri
 from tests import tiny_nsd
 from utils import layout
 from utils.errors import Problem
-from utils.nsd import beta_session, mrifeat, nifti_volumes, retrying, s3, trials
+from utils.nsd import beta_session, nifti_volumes, retrying, s3, trials
 from utils.pipeline import status
 from utils.storage import text_files
 
