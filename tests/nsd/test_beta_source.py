@@ -139,6 +139,15 @@ def _break_index(content):
         at = content.find(b"TREE\x01", at + 1)
 
 
+def _shrink_chunks(content):
+    at = content.find(b"TREE\x01\x00")
+    while at >= 0:  # the sizes of the chunks that a leaf of the index leads to
+        for entry in range(int.from_bytes(content[at + 6:at + 8], "little")):
+            key = at + 24 + 56 * entry
+            content[key:key + 4] = (8).to_bytes(4, "little")
+        at = content.find(b"TREE\x01\x00", at + 1)
+
+
 def never_written(world, session):
     path = tiny_nsd.put_hdf5(world, session)
     with h5py.File(path, "w") as file:
@@ -169,6 +178,7 @@ OTHER = {
     "no HDF5": (spoilt(lambda content: content.__setitem__(slice(0, 8), b"no hdf5!")), "is not a whole HDF5 file"),
     "truncated": (spoilt(lambda content: content.__delitem__(slice(len(content) // 2, None))), "is not a whole HDF5"),
     "a broken index": (spoilt(_break_index), "cannot be read"),
+    "chunks of another size": (spoilt(_shrink_chunks), "cannot be read"),
 }
 
 
@@ -208,6 +218,10 @@ def test_auto_says_which_and_why_in_one_line(world, tmp_path, capsys):
     make(tmp_path / "a")
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("betas are read from")]
     assert len(said) == 1 and "of 120 voxels are about" in said[0] and "the .nii.gz" in said[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beta_source, "whole", lambda *_: beta_source.Cost(0, 1, 1))
+        assert sources(make(tmp_path / "cheap"))[0].endswith(".nii.gz")
+    assert "betas are read from .nii.gz: 92 of 120 voxels are about" in capsys.readouterr().err
     (world / tiny_nsd.BETAS.format(2).replace(".nii.gz", ".hdf5")).unlink()
     with pytest.raises(Problem, match="no .hdf5 of session 2 — pass --source auto or nifti"):
         make(tmp_path / "b", "--source", "hdf5")

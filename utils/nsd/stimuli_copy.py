@@ -30,8 +30,6 @@ def fetch(root, path, ids, overwrite=False):
         if path.exists() and not overwrite:
             _must_be(path, wanted, version)
             with stimulus_file.Stimuli(path) as stimuli:
-                if stimuli.whole:
-                    return 0
                 old = stimuli.ids
         ids = np.union1d(ids, old)
         if len(ids) == len(old):
