@@ -1,7 +1,8 @@
 """Write a simulated dataset in the Natural Scenes Dataset's formats: stimuli, captions, design, atlas and betas.
 
-SIMULATED: the pictures are rendered, the subjects do not exist, their activity comes from the forward model in
-mini_nsd/brain_model.py. Keys, dtypes, orientation and 1-based ids are NSD's; the volumes are smaller and the sessions fewer.
+SIMULATED: the pictures are rendered, the subjects do not exist, their activity comes from the forward model of
+mini_nsd/brain_model.py. Keys, dtypes, orientation and 1-based ids are NSD's; the volumes are smaller and the sessions
+fewer.
 
 Reads   nothing
 Writes  DIR/nsddata/, DIR/nsddata_betas/, DIR/nsddata_stimuli/ as NSD has them; DIR/occluded_viewing/ with sessions in
