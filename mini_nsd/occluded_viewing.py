@@ -216,7 +216,8 @@ class Experiment:
         return scene[~((np.arange(len(scene)) % 3 == 2) & (scene % 5 == 0))]
 
     def noise(self, count, here, rng, factor=1.0):
-        """(count, voxels) noise of single trials in the ROI voxels `here`: what `brain_noise.measure` adds, less the drift.
+        """(count, voxels) noise of single trials in the ROI voxels `here`: what `brain_noise.measure` adds, less the
+        drift.
 
         The part that voxels share comes from FIELDS random patterns instead of smooth ones.
         """

@@ -1,6 +1,6 @@
 """Training scenes, rendered once and shared by every role.
 
-Subjects' stimuli come from another seed (see mini_nsd/build.py), so no model has seen what a subject saw.
+Subjects' stimuli come from another seed (`world_sizes.SEED`), so no model has seen what a subject saw.
 """
 import json
 from dataclasses import dataclass
