@@ -98,6 +98,8 @@ class _Server(asyncio.BufferedProtocol):
         self.loop.call_at(max(self.free, relay.free), self._pass, bytes(self.buffer[:size]))
 
     def _pass(self, data):
+        if self.client.transport.is_closing():  # the client hung up
+            return
         self.relay.received += len(data)
         self.client.transport.write(data)
         self.held -= len(data)

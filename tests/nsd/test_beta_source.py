@@ -139,15 +139,6 @@ def _break_index(content):
         at = content.find(b"TREE\x01", at + 1)
 
 
-def _shrink_chunks(content):
-    at = content.find(b"TREE\x01\x00")
-    while at >= 0:  # the sizes of the chunks that a leaf of the index leads to
-        for entry in range(int.from_bytes(content[at + 6:at + 8], "little")):
-            key = at + 24 + 56 * entry
-            content[key:key + 4] = (8).to_bytes(4, "little")
-        at = content.find(b"TREE\x01\x00", at + 1)
-
-
 def never_written(world, session):
     path = tiny_nsd.put_hdf5(world, session)
     with h5py.File(path, "w") as file:
@@ -178,7 +169,6 @@ OTHER = {
     "no HDF5": (spoilt(lambda content: content.__setitem__(slice(0, 8), b"no hdf5!")), "is not a whole HDF5 file"),
     "truncated": (spoilt(lambda content: content.__delitem__(slice(len(content) // 2, None))), "is not a whole HDF5"),
     "a broken index": (spoilt(_break_index), "cannot be read"),
-    "chunks of another size": (spoilt(_shrink_chunks), "cannot be read"),
 }
 
 
