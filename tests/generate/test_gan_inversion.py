@@ -377,7 +377,7 @@ def decode(ws, dataset=None, layers=gan_inversion.LAYERS):
 def test_decoded_features_get_the_spread_of_training_images_only(extracted, monkeypatch):
     folder, ws, where = extracted
     seen = []
-    original = gan_inversion.features.open_stimuli
+    original = gan_inversion.extraction.open_stimuli
 
     def watched(args):
         stimuli, attributes = original(args)
@@ -385,7 +385,7 @@ def test_decoded_features_get_the_spread_of_training_images_only(extracted, monk
         stimuli.read = lambda ids: seen.extend(ids) or inner(ids)
         return stimuli, attributes
 
-    monkeypatch.setattr(gan_inversion.features, "open_stimuli", watched)
+    monkeypatch.setattr(gan_inversion.extraction, "open_stimuli", watched)
     decode(ws)
     make_vgg19fromdecode.main([*where, *SUBJECT])
     recon.main([*where, *GPU, "--n_iter", "40"])

@@ -386,7 +386,8 @@ def test_noise_belongs_to_the_trial(one, seen):
 
 
 def test_the_forward_model_imports_no_network():
-    code = "import sys, mini_nsd.brain; print(sorted({'torch', 'transformers', 'diffusers'} & set(sys.modules)))"
+    code = "import sys, mini_nsd.brain_noise, mini_nsd.brain_responses; " \
+        "print(sorted({'torch', 'transformers', 'diffusers'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert out.stdout.strip() == "[]"
 
