@@ -62,18 +62,18 @@ def main(argv=None):
         wanted = provenance.record("generate_occluded_images.py", options, input=occluders.fingerprint(stimuli))
         if older:
             asked = None if (args.start, args.end) == (None, None) else [
-                args.start or 0, stimuli.count if args.end is None else args.end]
-            ids = cli.image_range(asked, stimuli.count)
+                args.start or 0, stimuli.stop if args.end is None else args.end]
+            ids = stimuli.among(cli.image_range(asked, stimuli.stop))
             with cli.progress(total=len(ids), desc="occluding", unit="image") as bar:
                 made = occluders.write_pngs(stimuli, ids, args.outdir, wanted, args.overwrite, bar.update)
             print(f"{args.outdir}: {made} images written, {len(ids) - made} were there")
         else:
             path = args.output_path or layout.occluded_stimuli(args.workdir)
-            chosen = cli.image_range(args.imgidx, stimuli.count)
+            chosen = cli.image_range(args.imgidx, stimuli.stop)
             wanted["images"] = [chosen.start, chosen.stop]
             subjects, grows = occluders.subjects_to_hold(path, args.subject, wanted)
             seen = [layout.Workspace(args.workdir, subject) for subject in subjects or ()]
-            ids = trials.seen(seen, chosen) if seen else chosen
+            ids = trials.seen(seen, chosen) if seen else stimuli.among(chosen)
             wanted |= provenance.record(wanted["made_by"], options,
                                         [ws.stims_ave for ws in seen]) | {"subjects": subjects}
             with cli.progress(total=len(ids), desc="occluding", unit="image") as bar:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mini_nsd import scenes
+from mini_nsd import scene_captions, scene_rendering, scene_sampling
 from utils import lazy
 from utils.generate import diffusion
 from utils.models import loading
@@ -78,9 +78,9 @@ def write_real(folder=REAL):
 
 def scene_stimuli(count):
     """(stimuli (count, 425, 425, 3) uint8, captions) of simulated scenes."""
-    drawn = [scenes.sample(73, index) for index in range(count)]
-    return (np.stack([scenes.render(scene).image for scene in drawn]),
-            [scenes.captions(scene)[:CAPTIONS] for scene in drawn])
+    drawn = [scene_sampling.sample(73, index) for index in range(count)]
+    return (np.stack([scene_rendering.render(scene).image for scene in drawn]),
+            [scene_captions.captions(scene)[:CAPTIONS] for scene in drawn])
 
 
 def extract_features(model, stimuli, captions):

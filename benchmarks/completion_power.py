@@ -32,7 +32,7 @@ import numpy as np
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from mini_nsd import brain, occluded_viewing
+from mini_nsd import brain_making, occluded_viewing
 from utils import cli, layout, permutations
 from utils.completion import closeness, completion_index, linear_readouts
 
@@ -63,7 +63,7 @@ def main():
         return
 
     started = time.monotonic()
-    one = brain.make("subj01")
+    one = brain_making.make("subj01")
     experiment = occluded_viewing.experiment(one, 930, args.pool, gaze=args.gaze)
     rows, sets = [], {level: args.sets if level == 0 else args.sets // 4 for level in args.levels}
     with cli.progress(total=sum(sets.values()), desc="data sets") as bar:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from mini_nsd import brain, occluded_viewing, scenes
+from mini_nsd import brain_making, brain_model, brain_responses, occluded_viewing, scene_rendering, scene_sampling
 from utils import cli, layout
 from utils.completion import completion_stage, pattern_indices
 
@@ -37,7 +37,8 @@ def main():
 
     started = time.monotonic()
     drawn, rendered = scenes_of(occluded_viewing.TRAIN_SEED, REFERENCE)
-    pictures = [picture.image for picture in rendered], drawn, [brain.visibility(picture) for picture in rendered]
+    pictures = [picture.image for picture in rendered], drawn, [brain_responses.visibility(picture)
+                                                                for picture in rendered]
     tests = list(zip(*scenes_of(occluded_viewing.TEST_SEED, args.scenes)))
     names = [name for pair in occluded_viewing.PAIRS for name in pair]
     shown = [occluded_viewing.view(row, scene, rendering, name, occluded_viewing.mask(name, SIDE))
@@ -48,7 +49,7 @@ def main():
           "noise-free")
     rows = []
     for gaze, fields in cli.progress(SETTINGS, desc="settings"):
-        rows += measured(brain.make("subj01", fields=fields), gaze, fields, pictures, shown, plain)
+        rows += measured(brain_making.make("subj01", fields=fields), gaze, fields, pictures, shown, plain)
     cli.say(f"{time.monotonic() - started:.0f} s")
     if args.out:
         with open(args.out, "w", newline="") as file:
@@ -57,8 +58,8 @@ def main():
 
 def scenes_of(seed, count):
     """([scene], [rendering])."""
-    drawn = [scenes.sample(seed, index) for index in range(count)]
-    return drawn, [scenes.render(scene, SIDE) for scene in drawn]
+    drawn = [scene_sampling.sample(seed, index) for index in range(count)]
+    return drawn, [scene_rendering.render(scene, SIDE) for scene in drawn]
 
 
 def measured(one, gaze, fields, pictures, shown, plain):
@@ -66,10 +67,10 @@ def measured(one, gaze, fields, pictures, shown, plain):
     rng = np.random.default_rng((int(100 * gaze), int(10 * fields), 13))
 
     def looked_at(views):
-        return occluded_viewing.respond(one, views, rng.normal(0, gaze / brain.FIELD, (len(views), 2)))
+        return occluded_viewing.respond(one, views, rng.normal(0, gaze / brain_model.FIELD, (len(views), 2)))
 
     twice, whole = [looked_at(shown) for _ in range(2)], looked_at(plain)[1]
-    reference = brain.respond(one, *pictures)
+    reference = brain_responses.respond(one, *pictures)
     sd = one.noise_sd[one.anatomy.label > 0]
     scale = np.sqrt(reference.var(0) + sd ** 2)
     views = occluded_viewing.as_views(shown)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import h5py
 import numpy as np
 
-from mini_nsd import brain, scenes
+from mini_nsd import brain_model, brain_noise, brain_responses, scene_rendering, scene_sampling, scenes
 from utils import layout
 from utils.completion import completion_index, hidden_content
 from utils.occlusion import occluded_pictures
@@ -65,7 +65,7 @@ def lid(rendering):
     if len(rendering.amodal) < 2:
         return None
     in_view = np.array([(rendering.labels == position).sum() for position in range(len(rendering.amodal))])
-    clear = brain.visibility(rendering) >= occluded_pictures.CLEAR_SHARE
+    clear = brain_responses.visibility(rendering) >= occluded_pictures.CLEAR_SHARE
     clear &= in_view >= occluded_pictures.CLEAR_AREA * side ** 2
     if not clear.any():
         return None
@@ -102,14 +102,14 @@ def view(stimulus, scene, rendering, occluder, hidden):
     """The View of a rendered scene behind an occluder."""
     shown = rendering.image.copy()
     shown[hidden] = FILLS.get(kind(occluder), 0)
-    seen = brain.visibility(rendering, hidden)
+    seen = brain_responses.visibility(rendering, hidden)
     kept = np.flatnonzero(seen > SEEN)
     inferable = np.zeros(len(seen))
     if len(kept) == len(seen):
-        complete, inferable = rendering.image, brain.visibility(rendering)
+        complete, inferable = rendering.image, brain_responses.visibility(rendering)
     else:
-        without = scenes.render(replace(scene, objects=tuple(scene.objects[k] for k in kept)), len(hidden))
-        complete, inferable[kept] = without.image, brain.visibility(without)
+        without = scene_rendering.render(replace(scene, objects=tuple(scene.objects[k] for k in kept)), len(hidden))
+        complete, inferable[kept] = without.image, brain_responses.visibility(without)
     return View(stimulus, scene, occluder, hidden, shown, complete, np.where(seen > SEEN, seen, 0.0), inferable)
 
 
@@ -151,9 +151,9 @@ def respond(one, shown, gaze):
                  for each, (x, y) in zip(shown, gaze)]
     answers = []
     for picture, objects in (("shown", "seen"), ("complete", "inferable")):
-        small = np.concatenate([brain.retina(shifted(getattr(each, picture), off)[None])
+        small = np.concatenate([brain_responses.retina(shifted(getattr(each, picture), off)[None])
                                 for each, off in zip(shown, gaze)])
-        answers.append(brain.respond(one, small, looked_at, [getattr(each, objects) for each in shown]))
+        answers.append(brain_responses.respond(one, small, looked_at, [getattr(each, objects) for each in shown]))
     return answers
 
 
@@ -202,7 +202,7 @@ class Experiment:
     material: `hidden_content.Material`.
     """
 
-    one: brain.Brain
+    one: brain_model.Brain
     material: hidden_content.Material
     trained: np.ndarray
     whole: np.ndarray
@@ -216,16 +216,18 @@ class Experiment:
         return scene[~((np.arange(len(scene)) % 3 == 2) & (scene % 5 == 0))]
 
     def noise(self, count, here, rng, factor=1.0):
-        """(count, voxels) noise of single trials in the ROI voxels `here`: what `brain.measure` adds, less the drift.
+        """(count, voxels) noise of single trials in the ROI voxels `here`: what `brain_noise.measure` adds, less the
+        drift.
 
         The part that voxels share comes from FIELDS random patterns instead of smooth ones.
         """
         sd = self.one.noise_sd[self.one.anatomy.label > 0][here] * factor
-        shared = np.random.default_rng((SEED, 7)).standard_normal((brain.FIELDS, len(self.one.roi)))[:, here]
-        shared = shared.astype(np.float32) * np.float32(np.sqrt(brain.NOISE_PARTS["correlated"] / brain.FIELDS))
-        own = np.float32(np.sqrt(1 - brain.NOISE_PARTS["correlated"]))
+        shared = np.random.default_rng((SEED, 7)).standard_normal((brain_model.FIELDS, len(self.one.roi)))[:, here]
+        share = brain_model.NOISE_PARTS["correlated"] / brain_model.FIELDS
+        shared = shared.astype(np.float32) * np.float32(np.sqrt(share))
+        own = np.float32(np.sqrt(1 - brain_model.NOISE_PARTS["correlated"]))
         return ((own * rng.standard_normal((count, len(sd)), np.float32)
-                 + rng.standard_normal((count, brain.FIELDS), np.float32) @ shared) * sd.astype(np.float32))
+                 + rng.standard_normal((count, brain_model.FIELDS), np.float32) @ shared) * sd.astype(np.float32))
 
 
 REPEATS = 2             # trials of each view, and of each whole scene between them
@@ -233,18 +235,18 @@ REPEATS = 2             # trials of each view, and of each whole scene between t
 
 def experiment(one, train, test, side=SIDE, gaze=GAZE, seed=0):
     """An Experiment with numbers of training and test scenes; renders at `side` px. gaze: sd, degrees."""
-    drawn = [[scenes.sample(which, index) for index in range(count)]
+    drawn = [[scene_sampling.sample(which, index) for index in range(count)]
              for which, count in ((TRAIN_SEED, train), (TEST_SEED, test))]
-    rendered = [[scenes.render(scene, side) for scene in some] for some in drawn]
-    trained = brain.respond(one, [picture.image for picture in rendered[0]], drawn[0],
-                            [brain.visibility(picture) for picture in rendered[0]])
+    rendered = [[scene_rendering.render(scene, side) for scene in some] for some in drawn]
+    trained = brain_responses.respond(one, [picture.image for picture in rendered[0]], drawn[0],
+                                      [brain_responses.visibility(picture) for picture in rendered[0]])
     rng = np.random.default_rng((SEED, 8, seed))
     tests = list(enumerate(zip(drawn[1], rendered[1])))
     shown = [each for index, (scene, rendering) in tests
              for each in views(index, scene, rendering, int(rng.integers(len(SPOTS) ** 2)))]
-    answers = [respond(one, shown, rng.normal(0, gaze / brain.FIELD, (len(shown), 2))) for _ in range(REPEATS)]
+    answers = [respond(one, shown, rng.normal(0, gaze / brain_model.FIELD, (len(shown), 2))) for _ in range(REPEATS)]
     plain = [unoccluded(index, scene, rendering) for index, (scene, rendering) in tests]
-    whole = [respond(one, plain, rng.normal(0, gaze / brain.FIELD, (len(plain), 2)))[1] for _ in range(REPEATS)]
+    whole = [respond(one, plain, rng.normal(0, gaze / brain_model.FIELD, (len(plain), 2)))[1] for _ in range(REPEATS)]
     material = hidden_content.prepare(pictures(drawn[0], rendered[0]), pictures(drawn[1], rendered[1]), as_views(shown))
     return Experiment(one, material, trained, np.stack(whole), np.stack([a[0] for a in answers]),
                       np.stack([a[1] for a in answers]))
@@ -285,8 +287,8 @@ def planned(ids, seed, side):
     """Yield the Views of each of the scenes `ids` of a series `seed`,
     and last the whole picture as a view of nothing hidden."""
     for position, stimulus in enumerate(ids.tolist()):
-        scene = scenes.sample(seed, stimulus)
-        rendering = scenes.render(scene, side)
+        scene = scene_sampling.sample(seed, stimulus)
+        rendering = scene_rendering.render(scene, side)
         spot = position * 4 % len(SPOTS) ** 2           # 4 and 9 share no factor: every place equally often
         yield [*views(stimulus, scene, rendering, spot), unoccluded(stimulus, scene, rendering)]
 
@@ -341,21 +343,22 @@ def write_session(root, one, ids, seed, noise, completes, gaze, save):
 
     Every view comes once in the first half of the session and once in the second, in random orders.
     """
-    number = brain.SUBJECTS[one.subject].number
+    number = brain_model.SUBJECTS[one.subject].number
     rng = np.random.default_rng((SEED, 9, number))
     shown = [each for of_scene in planned(ids, seed, SIDE) for each in of_scene]
     trials = [shown[k] for _ in range(REPEATS) for k in rng.permutation(len(shown))]
-    off = rng.normal(0, gaze / brain.FIELD, (len(trials), 2)) if gaze else np.zeros((len(trials), 2))
+    off = rng.normal(0, gaze / brain_model.FIELD, (len(trials), 2)) if gaze else np.zeros((len(trials), 2))
     visible, filled = respond(one, trials, off)
     kappa = kappas(one, completes)
-    measured = brain.measure(one, (1 - kappa) * visible + kappa * filled, np.arange(len(trials)) + 1_000_000, SESSION,
-                             noise)
+    measured = brain_noise.measure(one, (1 - kappa) * visible + kappa * filled, np.arange(len(trials)) + 1_000_000,
+                                   SESSION,
+                                   noise)
     betas = np.clip(np.rint(300 * measured), -32768, 32767).astype(np.int16)
     volume = np.zeros((int(np.prod(one.anatomy.shape)), len(betas)), np.int16)
     volume[one.anatomy.flat] = betas.T
     save(root / oview.betas_key(one.subject), volume.reshape(*one.anatomy.shape, len(betas)))
     lines = ["\t".join(oview.COLUMNS)]
-    for trial, (each, (x, y)) in enumerate(zip(trials, off * brain.FIELD)):
+    for trial, (each, (x, y)) in enumerate(zip(trials, off * brain_model.FIELD)):
         whole = each.occluder == completion_index.WHOLE
         lines.append("\t".join([f"{trial * ONSET:.1f}", f"{SHOWN:.1f}", "whole" if whole else "occluded",
                                 str(each.stimulus), kind(each.occluder), "n/a" if whole else mask_id(each), f"{x:.3f}",

@@ -20,7 +20,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
-from mini_nsd.build import MARKER
+from mini_nsd.world_sizes import MARKER
 from utils import cli
 from utils.errors import Problem
 from utils.storage import text_files

@@ -29,7 +29,7 @@ sys.path[:0] = [".", ".."]  # the repository, from its root or from notebooks/
 import numpy as np
 
 from utils import layout
-from utils.nsd import atlases, experiment, mrifeat, nifti_volumes, object_keys, stimulus_file, trials
+from utils.nsd import atlases, beta_session, experiment, mrifeat, nifti_volumes, object_keys, stimulus_file, trials
 from utils.report import notebook_plots
 from utils.storage import arrays
 
@@ -107,6 +107,7 @@ notebook_plots.ceilings(ratios, 3, who)
 responses = experiment.responses(root, SUBJECT)
 session = responses.sessions[np.isin(responses.sessions, sessions)]
 training = ~design.test[design.rows]
-scaled = np.concatenate([mrifeat.zscored(betas[session == number], training[session == number], f"session {number}")
-                         for number in sessions])
+here = [session == number for number in sessions]
+scaled = np.concatenate([beta_session.zscored(betas[chosen], training[chosen], f"session {number}")
+                         for number, chosen in zip(sessions, here)])
 notebook_plots.scaling(betas[:, 0] / object_keys.SCALE, scaled[:, 0], session, f"Best voxel of {ROI}", who)

@@ -1,7 +1,9 @@
 """A few voxels of random numbers in NSD's formats, and an S3 server that misbehaves on request."""
+import functools
 import gzip
 import hashlib
 import io
+import mmap
 import socket
 import struct
 import threading
@@ -95,6 +97,15 @@ def build(root, sessions=SESSIONS, shared=SHARED):
     return Path(root)
 
 
+def put_hdf5(root, session, values=None, libver="earliest", **how):
+    """The .hdf5 beside a session's .nii.gz, as NSD's export code writes it; values: (x, y, z, trials)."""
+    values = betas(session, len(SESSIONS[session - 1])) if values is None else values
+    path = put(root, BETAS.format(session).replace(".nii.gz", ".hdf5"), b"")
+    with h5py.File(path, "w", libver=libver) as file:
+        file.create_dataset("betas", data=values.T, **{"chunks": (values.shape[3], 1, 1, 1)} | how)
+    return path
+
+
 def build_stimuli(root, count=20, side=6):
     path = put(root, STIMULI, b"")
     images = np.random.default_rng(1).integers(0, 256, (count, side, side, 3)).astype(np.uint8)
@@ -107,8 +118,8 @@ class FaultyS3:
     """Serves a folder as the bucket, over HTTP on loopback. `faults`: (part of a key, fault), each used once.
 
     A fault is a word, or a word and a number of bytes: "500", "503", "SlowDown", "denied", "missing", "no range",
-    ("reset", n), ("cut", n), ("stall", n), ("length", by), ("corrupt", at), ("change", n); "HEAD 503" is for HEAD
-    requests. An entry ending in "always" is kept. `log`: (method, path, headers) of every request.
+    "no match", ("reset", n), ("cut", n), ("stall", n), ("length", by), ("corrupt", at), ("change", n); "HEAD 503" is
+    for HEAD requests. An entry ending in "always" is kept. `log`: (method, path, headers) of every request.
     """
 
     def __init__(self, folder, page=1000):
@@ -145,8 +156,22 @@ class _Server(ThreadingHTTPServer):
         """Clients that hang up are part of the tests."""
 
 
+def _content(path):
+    """A file's bytes, without reading them."""
+    if not path.stat().st_size:
+        return b""
+    with open(path, "rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+@functools.lru_cache
+def _tag(path, size, time):
+    return hashlib.md5(_content(path)).hexdigest()
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two writes: the second would wait 40 ms for an answer
 
     def log_message(self, *_):
         pass
@@ -185,18 +210,18 @@ class _Handler(BaseHTTPRequestHandler):
             return self._error(403, "AccessDenied")
         if word == "missing" or not path.is_file():
             return self._error(404, "NoSuchKey")
-        body = path.read_bytes()
-        tag = hashlib.md5(body).hexdigest()
-        if self.headers.get("If-Match", f'"{tag}"') != f'"{tag}"':
+        body, tag = _content(path), _tag(path, path.stat().st_size, path.stat().st_mtime_ns)
+        if self.headers.get("If-Match", f'"{tag}"') != f'"{tag}"' and word != "no match":
             return self._error(412, "PreconditionFailed")
-        total, start, status = len(body), 0, 200
+        total, start, stop, status = len(body), 0, len(body), 200
         headers = [("ETag", f'"{tag}"')]
         if "Range" in self.headers and word != "no range":
-            start, status = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-")), 206
-            headers.append(("Content-Range", f"bytes {start}-{total - 1}/{total}"))
+            first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+            start, stop, status = int(first), min(total, int(last) + 1) if last else total, 206
+            headers.append(("Content-Range", f"bytes {start}-{stop - 1}/{total}"))
         if word == "corrupt":
-            body = body[:number] + bytes([body[number] ^ 255]) + body[number + 1:]
-        body = body[start:]
+            body = bytes(body[:number]) + bytes([body[number] ^ 255]) + bytes(body[number + 1:])
+        body = body[start:stop]
         headers.append(("Content-Length", str(len(body) + (number if word == "length" else 0))))
         if word in ("cut", "reset", "stall", "change"):
             self._break_off(word, number, body, headers, status, path)
@@ -212,7 +237,9 @@ class _Handler(BaseHTTPRequestHandler):
         if word == "stall":
             time.sleep(1.0)
         if word == "change":
-            path.write_bytes(path.read_bytes()[::-1])
+            changed = path.read_bytes()[::-1]
+            path.unlink()  # what is mapped stays as it is
+            path.write_bytes(changed)
         if word == "reset":
             time.sleep(0.1)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

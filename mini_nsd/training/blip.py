@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
 
-from mini_nsd import scenes
+from mini_nsd import scene_rendering, scene_sampling, scenes
 from mini_nsd.training import data, loop, vae
 from mini_nsd.training.export import MODELS, save_half, write_card
 from utils.generate import captioning
@@ -136,8 +136,8 @@ def first_thing(caption: str) -> tuple:
 
 def names_front(captioner, count: int = 300) -> tuple:
     """How often a held-out picture's caption first names the nearest object's colour and shape; and the captions."""
-    series = [scenes.sample(data.HELD_OUT_SEED, index) for index in range(count)]
-    pictures = np.stack([scenes.render(scene, data.SIZE).image for scene in series])
+    series = [scene_sampling.sample(data.HELD_OUT_SEED, index) for index in range(count)]
+    pictures = np.stack([scene_rendering.render(scene, data.SIZE).image for scene in series])
     captions = [caption for start in range(0, count, 50)
                 for caption in captioner.caption(captioner.embed(captioner.prepare(pictures[start:start + 50])))]
     right = [first_thing(caption) == (scene.objects[0].colour, scene.objects[0].shape)

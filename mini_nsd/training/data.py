@@ -1,6 +1,6 @@
 """Training scenes, rendered once and shared by every role.
 
-Subjects' stimuli come from another seed (see mini_nsd/build.py), so no model has seen what a subject saw.
+Subjects' stimuli come from another seed (`world_sizes.SEED`), so no model has seen what a subject saw.
 """
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mini_nsd import scenes
+from mini_nsd import scene_captions, scene_rendering, scene_sampling, scenes
 
 TRAIN_SEED, HELD_OUT_SEED = 1001, 2002
 TRAIN_SCENES = 24_000
@@ -47,12 +47,13 @@ def labels_of(scene) -> np.ndarray:
 
 def rendered(seed: int, start: int, stop: int) -> Scenes:
     """Scenes start … stop - 1 of a series, rendered now."""
-    series = [scenes.sample(seed, index) for index in range(start, stop)]
-    pictures = [scenes.render(scene, SIZE) for scene in series]
+    series = [scene_sampling.sample(seed, index) for index in range(start, stop)]
+    pictures = [scene_rendering.render(scene, SIZE) for scene in series]
     ratio = SIZE // DEPTH_SIZE
     depth = np.stack([p.depth for p in pictures]).reshape(-1, DEPTH_SIZE, ratio, DEPTH_SIZE, ratio).mean((2, 4))
     return Scenes(np.stack([p.image for p in pictures]), depth.astype(np.float16),
-                  np.stack([labels_of(scene) for scene in series]), [scenes.captions(scene) for scene in series])
+                  np.stack([labels_of(scene) for scene in series]),
+                  [scene_captions.captions(scene) for scene in series])
 
 
 def training_scenes(cache: Path, count: int = TRAIN_SCENES) -> Scenes:

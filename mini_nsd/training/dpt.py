@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
-from mini_nsd import scenes
+from mini_nsd import scene_rendering, scene_sampling
 from mini_nsd.training import data, loop
 from mini_nsd.training.export import MODELS, save_half, write_card
 from utils.generate import depth_maps
@@ -64,7 +64,8 @@ def correlation(estimator, count: int = 200) -> np.ndarray:
     found = []
     for start in range(0, count, 50):
         indices = range(start, min(start + 50, count))
-        pictures = [scenes.render(scenes.sample(data.HELD_OUT_SEED, index), data.SIZE) for index in indices]
+        pictures = [scene_rendering.render(scene_sampling.sample(data.HELD_OUT_SEED, index), data.SIZE)
+                    for index in indices]
         pixels = estimator.prepare(np.stack([each.image for each in pictures]))
         predicted = depth_maps.normalise(estimator.depth(estimator.hidden_states(pixels))).numpy()
         found.append(depth_maps.correlation(predicted, true_nearness(pictures)))

@@ -16,7 +16,7 @@ import amodal_completion
 import img2feat_sd1_parallel
 import make_subjmri
 import make_subjstim
-from mini_nsd import brain, build, occluded_viewing, scenes
+from mini_nsd import brain_making, brain_model, build, occluded_viewing, scene_rendering, scene_sampling
 from utils import layout, permutations
 from utils.completion import (
     closeness,
@@ -279,15 +279,15 @@ def test_complementary_occluders_hide_exactly_what_the_other_shows():
 
 @pytest.fixture(scope="module")
 def experiment():
-    return occluded_viewing.experiment(brain.make(SUBJECT, scale=0.12), 160, 24, side=SIDE, gaze=0.0)
+    return occluded_viewing.experiment(brain_making.make(SUBJECT, scale=0.12), 160, 24, side=SIDE, gaze=0.0)
 
 
 def test_lids_hide_an_object_wholly_and_no_completion_brings_it_back(experiment):
     material = experiment.material
     lids = np.flatnonzero(np.char.startswith(material.views.masks.astype(str), "lid"))
     assert len(lids) > 5 and material.gone[lids].all()
-    scene = scenes.sample(occluded_viewing.TEST_SEED, int(material.views.rows[lids[0]]))
-    rendering = scenes.render(scene, SIDE)
+    scene = scene_sampling.sample(occluded_viewing.TEST_SEED, int(material.views.rows[lids[0]]))
+    rendering = scene_rendering.render(scene, SIDE)
     lid = occluded_viewing.view(0, scene, rendering, "lid", occluded_viewing.lid(rendering))
     assert (lid.seen == 0).sum() >= 1 and (lid.inferable[lid.seen == 0] == 0).all()
     assert not np.array_equal(lid.complete, rendering.image)
@@ -334,16 +334,17 @@ def test_only_what_the_whole_picture_shows_in_clear_view_can_be_wholly_hidden():
 
 
 def test_unsteady_gaze_and_large_receptive_fields_lift_the_pattern_index_of_a_brain_that_completes_nothing():
-    drawn = [scenes.sample(occluded_viewing.TEST_SEED, index) for index in range(16)]
+    drawn = [scene_sampling.sample(occluded_viewing.TEST_SEED, index) for index in range(16)]
     names = [name for pair in occluded_viewing.PAIRS for name in pair]
     shown = [occluded_viewing.view(row, scene, rendering, name, occluded_viewing.mask(name, SIDE))
-             for row, scene in enumerate(drawn) for rendering in [scenes.render(scene, SIDE)] for name in names]
+             for row, scene in enumerate(drawn) for rendering in [scene_rendering.render(scene, SIDE)]
+             for name in names]
     views = occluded_viewing.as_views(shown)
 
     def index(fields, gaze):
-        one = brain.make(SUBJECT, 0.12, fields)
+        one = brain_making.make(SUBJECT, 0.12, fields)
         rng = np.random.default_rng(6)
-        off = [rng.normal(0, gaze / brain.FIELD, (len(shown), 2)) for _ in range(2)]
+        off = [rng.normal(0, gaze / brain_model.FIELD, (len(shown), 2)) for _ in range(2)]
         trials = [occluded_viewing.respond(one, shown, each)[0][:, one.roi == 1] for each in off]
         return pattern_indices.indices(*trials, trials[0][:len(drawn)], views.rows, views.masks,
                                           completion_stage.complementary(views))[0][0]

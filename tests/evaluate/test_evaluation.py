@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import ridge
-from mini_nsd import scenes
+from mini_nsd import scene_captions, scene_rendering, scene_sampling
 from utils import layout
 from utils.errors import Problem
 from utils.evaluate import (
@@ -50,7 +50,8 @@ def reconstruct(ws, run, seed, noise=60):
     folder.mkdir(parents=True)
     text_files.write_json(layout.manifest(folder), {"model": "tiny/sd", "run": run})
     for image in range(IMAGES):
-        original = np.asarray(Image.fromarray(scenes.render(scenes.sample(5, image)).image).resize((SIDE, SIDE)))
+        rendered = scene_rendering.render(scene_sampling.sample(5, image)).image
+        original = np.asarray(Image.fromarray(rendered).resize((SIDE, SIDE)))
         Image.fromarray(original).save(layout.original_image(folder, image))
         for repeat in range(SAMPLES):
             noisy = np.clip(original + random.normal(0, noise, original.shape), 0, 255).astype(np.uint8)
@@ -435,7 +436,7 @@ def whole(ws, monkeypatch, tmp_path):
     monkeypatch.setenv("NSD_ROOT", str(nsd))
     annotations = nsd / "nsddata_stimuli/stimuli/nsd/annotations/captions_train2017.json"
     annotations.parent.mkdir(parents=True)
-    said = {image: scenes.captions(scenes.sample(5, image % IMAGES)) for image in range(count)}
+    said = {image: scene_captions.captions(scene_sampling.sample(5, image % IMAGES)) for image in range(count)}
     annotations.write_text(json.dumps({"annotations": [
         {"image_id": image, "caption": caption} for image in said for caption in said[image]]}))
     info = nsd / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"

@@ -13,7 +13,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 import decode_captions
 import decode_captions_occluded
 import img2feat_blip
-from mini_nsd import scenes
+from mini_nsd import scene_captions, scene_rendering, scene_sampling
 from mini_nsd.training import blip as training
 from utils import layout
 from utils.errors import Problem
@@ -47,7 +47,7 @@ def untrained():
 
 @pytest.fixture(scope="module")
 def stimuli():
-    return np.stack([scenes.render(scenes.sample(73, index)).image for index in range(IMAGES)])
+    return np.stack([scene_rendering.render(scene_sampling.sample(73, index)).image for index in range(IMAGES)])
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def world(tmp_path, monkeypatch, stimuli):
     annotations = tmp_path / "nsd/nsddata_stimuli/stimuli/nsd/annotations"
     annotations.mkdir(parents=True)
     said = [{"image_id": index, "caption": sentence}
-            for index in range(IMAGES) for sentence in scenes.captions(scenes.sample(73, index))]
+            for index in range(IMAGES) for sentence in scene_captions.captions(scene_sampling.sample(73, index))]
     (annotations / "captions_train2017.json").write_text(json.dumps({"annotations": said}))
     with h5py.File(annotations.parent / "nsd_stimuli.hdf5", "w") as file:
         file["imgBrick"] = stimuli

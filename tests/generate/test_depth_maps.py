@@ -12,7 +12,7 @@ from transformers import DPTConfig, DPTForDepthEstimation, DPTImageProcessor
 
 import dptemb2dpt
 import img2feat_dpt
-from mini_nsd import scenes
+from mini_nsd import scene_rendering, scene_sampling
 from mini_nsd.training import dpt as training
 from utils import images, layout
 from utils.errors import Problem
@@ -40,7 +40,7 @@ def estimator():
 
 @pytest.fixture(scope="module")
 def stimuli():
-    return np.stack([scenes.render(scenes.sample(73, index)).image for index in range(COUNT)])
+    return np.stack([scene_rendering.render(scene_sampling.sample(73, index)).image for index in range(COUNT)])
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from mini_nsd import scenes
+from mini_nsd import scene_rendering, scene_sampling
 from utils import images
 from utils.generate import diffusion, reconstruction
 from utils.models import loading
@@ -23,7 +23,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def stimuli():
-    return np.stack([scenes.render(scenes.sample(73, index)).image for index in range(3)])
+    return np.stack([scene_rendering.render(scene_sampling.sample(73, index)).image for index in range(3)])
 
 
 def by_hand(model, start, conditioning, noise, strength, steps, guidance):

@@ -21,7 +21,7 @@ import make_vgg19bdpy_occlusion
 import make_vgg19fromdecode
 import recon_icnn_image_vgg19_dgn_relu7gen_gd as recon
 import ridge
-from mini_nsd import scenes
+from mini_nsd import scene_rendering, scene_sampling
 from utils import layout
 from utils.errors import Problem
 from utils.generate import gan_inversion
@@ -236,8 +236,8 @@ def test_the_published_architectures_run_through_the_same_functions(tmp_path, mo
 
 
 TRAIN, TEST = 6, 4
-RED = [index for index in range(400) if scenes.sample(11, index).objects[0].colour == "red"
-       and scenes.sample(11, index).background.kind in ("snow", "meadow")]
+RED = [index for index in range(400) if scene_sampling.sample(11, index).objects[0].colour == "red"
+       and scene_sampling.sample(11, index).background.kind in ("snow", "meadow")]
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,8 @@ def world(tmp_path_factory):
     """A working folder with simulated scenes as stimuli: each shown twice, the first four shared; red in front."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("gan")
-    images = np.stack([scenes.render(scenes.sample(11, index), 128).image for index in RED[:TRAIN + TEST]])
+    images = np.stack([scene_rendering.render(scene_sampling.sample(11, index), 128).image
+                       for index in RED[:TRAIN + TEST]])
     stimuli = folder / object_keys.STIMULI_KEY
     stimuli.parent.mkdir(parents=True)
     with h5py.File(stimuli, "w") as file:
@@ -304,7 +305,7 @@ def test_a_red_object_stays_red_from_stimulus_to_tiff(inverted):
     for index, stimulus in enumerate(order):
         picture = np.asarray(Image.open(ws.gan_image(index, control="true_features"))).astype(float)
         assert picture.shape == (64, 64, 3)
-        drawn = scenes.render(scenes.sample(11, RED[stimulus]), 64)
+        drawn = scene_rendering.render(scene_sampling.sample(11, RED[stimulus]), 64)
         red, green, blue = picture[drawn.labels == 0].mean(0)
         assert red > 1.5 * blue and red > 1.3 * green
 
@@ -312,7 +313,8 @@ def test_a_red_object_stays_red_from_stimulus_to_tiff(inverted):
 def test_pictures_resemble_their_originals(inverted):
     folder, ws, _ = inverted
     order = arrays.read_npy(ws.stims_ave)[arrays.read_npy(ws.stims_ave_test)]
-    true = np.stack([scenes.render(scenes.sample(11, RED[s]), 64).image for s in order]).reshape(TEST, -1).astype(float)
+    true = np.stack([scene_rendering.render(scene_sampling.sample(11, RED[s]), 64).image for s in order])
+    true = true.reshape(TEST, -1).astype(float)
     made = np.stack([np.asarray(Image.open(ws.gan_image(i, control="true_features"))) for i in range(TEST)])
     r = np.corrcoef(true, made.reshape(TEST, -1))[:TEST, TEST:]
     assert (r.argmax(1) == np.arange(TEST)).all() and np.diag(r).min() > 0.6
@@ -375,7 +377,7 @@ def decode(ws, dataset=None, layers=gan_inversion.LAYERS):
 def test_decoded_features_get_the_spread_of_training_images_only(extracted, monkeypatch):
     folder, ws, where = extracted
     seen = []
-    original = gan_inversion.features.open_stimuli
+    original = gan_inversion.extraction.open_stimuli
 
     def watched(args):
         stimuli, attributes = original(args)
@@ -383,7 +385,7 @@ def test_decoded_features_get_the_spread_of_training_images_only(extracted, monk
         stimuli.read = lambda ids: seen.extend(ids) or inner(ids)
         return stimuli, attributes
 
-    monkeypatch.setattr(gan_inversion.features, "open_stimuli", watched)
+    monkeypatch.setattr(gan_inversion.extraction, "open_stimuli", watched)
     decode(ws)
     make_vgg19fromdecode.main([*where, *SUBJECT])
     recon.main([*where, *GPU, "--n_iter", "40"])
@@ -391,7 +393,7 @@ def test_decoded_features_get_the_spread_of_training_images_only(extracted, monk
     # Shrunk features invert to the same pictures as the true ones, once their spread is restored.
     made = [np.asarray(Image.open(ws.gan_image(index))).astype(float).ravel() for index in range(TEST)]
     order = arrays.read_npy(ws.stims_ave)[arrays.read_npy(ws.stims_ave_test)]
-    true = [scenes.render(scenes.sample(11, RED[s]), 64).image.ravel().astype(float) for s in order]
+    true = [scene_rendering.render(scene_sampling.sample(11, RED[s]), 64).image.ravel().astype(float) for s in order]
     assert (np.corrcoef(true, made)[:TEST, TEST:].argmax(1) == np.arange(TEST)).all()
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from mini_nsd import scenes
+from mini_nsd import scene_rendering, scene_sampling
 from tests import pretend_gpu
 from utils import images
 from utils.evaluate import caption_scores, judging_networks
@@ -25,7 +25,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def stimuli():
-    return np.stack([scenes.render(scenes.sample(73, index)).image for index in range(2)])
+    return np.stack([scene_rendering.render(scene_sampling.sample(73, index)).image for index in range(2)])
 
 
 def on(kind, compute):

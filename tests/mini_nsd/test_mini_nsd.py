@@ -23,7 +23,21 @@ import scipy.io
 from botocore import UNSIGNED
 from botocore.config import Config
 
-from mini_nsd import brain, build, scenes, serve
+from mini_nsd import (
+    brain_files,
+    brain_making,
+    brain_model,
+    brain_noise,
+    brain_responses,
+    build,
+    experiment_files,
+    scene_captions,
+    scene_rendering,
+    scene_sampling,
+    scenes,
+    serve,
+    world_sizes,
+)
 from utils import layout
 from utils.errors import Problem
 from utils.nsd import atlases, coco_captions, mrifeat, s3
@@ -41,16 +55,16 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one():
-    return brain.make("subj01", scale=0.12)
+    return brain_making.make("subj01", scale=0.12)
 
 
 @pytest.fixture(scope="module")
 def seen():
     """Pictures, scenes and visibilities of 330 scenes that are not in the dataset."""
-    drawn = [scenes.sample(9, index) for index in range(330)]
-    rendered = [scenes.render(scene, 2 * brain.GRID) for scene in drawn]
-    return (brain.retina([picture.image for picture in rendered]), drawn,
-            [brain.visibility(picture) for picture in rendered])
+    drawn = [scene_sampling.sample(9, index) for index in range(330)]
+    rendered = [scene_rendering.render(scene, 2 * brain_model.GRID) for scene in drawn]
+    return (brain_responses.retina([picture.image for picture in rendered]), drawn,
+            [brain_responses.visibility(picture) for picture in rendered])
 
 
 def trials(world, subject):
@@ -85,7 +99,7 @@ def test_expdesign_is_1_based_and_lists_the_shared_images_first(world):
 
 def test_responses_have_nsds_columns_and_agree_with_the_design(world):
     design = scipy.io.loadmat(world / "nsddata/experiments/nsd/nsd_expdesign.mat")
-    for number, (subject, sessions) in enumerate(build.SESSIONS.items(), start=1):
+    for number, (subject, sessions) in enumerate(world_sizes.SESSIONS.items(), start=1):
         rows = trials(world, subject)
         assert list(rows[0]) == (
             "SUBJECT SESSION RUN TRIAL 73KID 10KID TIME ISOLD ISCORRECT RT CHANGEMIND MEMORYRECENT MEMORYFIRST "
@@ -107,15 +121,15 @@ def test_responses_have_nsds_columns_and_agree_with_the_design(world):
 
 
 def test_a_full_session_has_nsds_trials_and_runs(tmp_path):
-    plan = build.design()
+    plan = experiment_files.design()
     assert plan.session == 750 and len(plan.order) == 3000
-    build.write_responses(tmp_path, plan, "subj01")
+    experiment_files.write_responses(tmp_path, plan, "subj01")
     runs = Counter((row["SESSION"], row["RUN"]) for row in trials(tmp_path, "subj01"))
     assert sorted(set(runs.values())) == [62, 63]
 
 
 def test_design_has_enough_images_and_uneven_repeats():
-    plan = build.design()
+    plan = experiment_files.design()
     repeats = Counter(Counter(plan.order.tolist()).values())
     assert repeats[3] > 5 * repeats[2] and repeats[2] > repeats[1] >= 10 and set(repeats) == {1, 2, 3}
     shared = set(plan.shared.tolist())
@@ -152,14 +166,14 @@ def test_stim_info_ties_the_stimuli_to_trials_and_captions(world):
         for annotation in content["annotations"]:
             by_image.setdefault(annotation["image_id"], []).append(annotation["caption"])
     for row in rows:
-        scene = scenes.sample(73, int(row["nsdId"]))
+        scene = scene_sampling.sample(73, int(row["nsdId"]))
         said = by_image[int(row["cocoId"])]
-        assert [caption.strip() for caption in said[:5]] == scenes.captions(scene, 5)
+        assert [caption.strip() for caption in said[:5]] == scene_captions.captions(scene, 5)
     assert {len(said) for said in by_image.values()} == {5, 6, 7}
     stray = [caption for said in by_image.values() for caption in said if caption != caption.strip()]
     assert {caption[0] == " " for caption in stray} == {True, False} and all(caption.strip() for caption in stray)
     read = coco_captions.captions(s3.Folder(world))
-    assert not read.empty and all(read[stimulus][:5] == scenes.captions(scenes.sample(73, stimulus), 5)
+    assert not read.empty and all(read[stimulus][:5] == scene_captions.captions(scene_sampling.sample(73, stimulus), 5)
                                   for stimulus in read)
 
 
@@ -170,9 +184,9 @@ def test_stimuli_are_the_rendered_scenes(world):
         assert bricks.shape == (len(listed), 425, 425, 3) and bricks.dtype == np.uint8
         assert bricks.chunks == (1, 425, 425, 3) and bricks.compression == "gzip"
         for index in (0, len(listed) - 1):
-            picture = scenes.render(scenes.sample(73, index), 425)
+            picture = scene_rendering.render(scene_sampling.sample(73, index), 425)
             np.testing.assert_array_equal(bricks[index], picture.image)
-            np.testing.assert_allclose(listed[index]["visible"], brain.visibility(picture), atol=1e-4)
+            np.testing.assert_allclose(listed[index]["visible"], brain_responses.visibility(picture), atol=1e-4)
             assert listed[index]["nsdId"] == index and len(listed[index]["objects"]) == len(picture.amodal)
     with h5py.File(world / "simulated/depth.hdf5") as file:
         assert file["depth"].dtype == np.float16 and file["depth"].shape[0] == len(listed)
@@ -180,7 +194,7 @@ def test_stimuli_are_the_rendered_scenes(world):
 
 
 def test_volumes_have_nsds_dtypes_orientation_and_labels(world):
-    for subject, sessions in build.SESSIONS.items():
+    for subject, sessions in world_sizes.SESSIONS.items():
         streams = volume(world, f"nsddata/ppdata/{subject}/func1pt8mm/roi/streams.nii.gz")
         labels = np.asarray(streams.dataobj)
         assert set(np.unique(labels)) == set(range(-1, 8))
@@ -210,7 +224,7 @@ def test_volumes_have_nsds_dtypes_orientation_and_labels(world):
 
         rows, clipped = trials(world, subject), None
         for session in range(1, sessions + 1):
-            betas = volume(world, build.BETAS.format(subject) + f"/betas_session{session:02}.nii.gz")
+            betas = volume(world, world_sizes.BETAS.format(subject) + f"/betas_session{session:02}.nii.gz")
             count = sum(int(row["SESSION"]) == session for row in rows)
             assert betas.shape == (*labels.shape, count)
             assert betas.get_data_dtype() == np.int16 and b"SIMULATED" in bytes(betas.header["descrip"])
@@ -218,13 +232,13 @@ def test_volumes_have_nsds_dtypes_orientation_and_labels(world):
             values = np.asarray(betas.dataobj)
             zero = (values == 0).all(-1) & mask
             assert not values[~mask].any() and (values[mask & ~zero].std(-1) > 100).all()
-            assert zero.any() == (session == brain.CLIPPED_SESSION)
-            clipped = zero if session == brain.CLIPPED_SESSION else clipped
-            with h5py.File(world / build.BETAS.format(subject) / f"betas_session{session:02}.hdf5") as file:
+            assert zero.any() == (session == brain_model.CLIPPED_SESSION)
+            clipped = zero if session == brain_model.CLIPPED_SESSION else clipped
+            with h5py.File(world / world_sizes.BETAS.format(subject) / f"betas_session{session:02}.hdf5") as file:
                 stored = file["betas"]
                 assert stored.chunks == (count, 1, 1, 1) and stored.compression is None and stored.dtype == np.int16
                 np.testing.assert_array_equal(stored[()].T, values)
-        ratio = volume(world, build.BETAS.format(subject) + "/ncsnr.nii.gz")
+        ratio = volume(world, world_sizes.BETAS.format(subject) + "/ncsnr.nii.gz")
         assert ratio.get_data_dtype() == np.float32 and ratio.shape == labels.shape
         np.testing.assert_array_equal(np.isnan(np.asarray(ratio.dataobj)), clipped | ~mask)
         assert (labels[clipped] > 0).any() and (labels[clipped] <= 0).any()
@@ -236,30 +250,30 @@ def test_the_stages_cope_with_voxels_that_are_zero_in_a_session(world, tmp_path,
         mrifeat.extract(ws, s3.Folder(world), choice)
     said = capsys.readouterr().err
     assert "voxels are constant within a session (session 2)" in said and "have no ncsnr (NaN) and are left out" in said
-    one, found = brain.make("subj01", SCALE), 0
+    one, found = brain_making.make("subj01", SCALE), 0
     for label, roi in enumerate(layout.ROIS, start=1):
         raw, scaled, chosen = (np.load(ws.betas(roi + tag, "tr")) for tag in ("", "-zsession", "-ncsnr0"))
         zero = (raw == 0).sum(0) > 10  # a session's trials; by chance a voxel is 0 once or twice
         assert np.isfinite(scaled).all() and ((scaled[:, zero] == 0).sum(0) > 10).all()
-        assert zero.sum() == (brain.clipped(one) & (one.anatomy.label == label)).sum()
+        assert zero.sum() == (brain_noise.clipped(one) & (one.anatomy.label == label)).sum()
         assert chosen.shape[1] == raw.shape[1] - zero.sum()
         found += zero.sum()
     assert found
 
 
 def test_betas_are_300_times_the_measured_response_at_the_voxels_place(world):
-    one = brain.make("subj01", SCALE)
+    one = brain_making.make("subj01", SCALE)
     rows = trials(world, "subj01")
     session = [row for row in rows if row["SESSION"] == "2"]
     first = len([row for row in rows if row["SESSION"] == "1"])
     ids = [int(row["73KID"]) - 1 for row in session]
-    shown = [scenes.sample(73, index) for index in ids]
-    rendered = [scenes.render(scene, 425) for scene in shown]
-    responses = brain.respond(one, [picture.image for picture in rendered], shown,
-                              [brain.visibility(picture) for picture in rendered])
-    expected = brain.measure(one, responses, range(first, first + len(ids)), session=2)
-    expected[:, brain.clipped(one)] = 0
-    betas = np.asarray(volume(world, build.BETAS.format("subj01") + "/betas_session02.nii.gz").dataobj)
+    shown = [scene_sampling.sample(73, index) for index in ids]
+    rendered = [scene_rendering.render(scene, 425) for scene in shown]
+    responses = brain_responses.respond(one, [picture.image for picture in rendered], shown,
+                                        [brain_responses.visibility(picture) for picture in rendered])
+    expected = brain_noise.measure(one, responses, range(first, first + len(ids)), session=2)
+    expected[:, brain_noise.clipped(one)] = 0
+    betas = np.asarray(volume(world, world_sizes.BETAS.format("subj01") + "/betas_session02.nii.gz").dataobj)
     x, y, z = np.unravel_index(one.anatomy.flat, one.anatomy.shape)
     np.testing.assert_allclose(betas[x, y, z] / 300, expected.T, atol=0.01)
     streams = np.asarray(volume(world, "nsddata/ppdata/subj01/func1pt8mm/roi/streams.nii.gz").dataobj)
@@ -305,7 +319,7 @@ def test_a_killed_build_leaves_no_world_and_the_next_one_succeeds(tmp_path):
     killed.wait()
     assert hidden.exists() and not (tmp_path / "world").exists()
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    assert (tmp_path / "world" / build.MARKER).exists()
+    assert (tmp_path / "world" / world_sizes.MARKER).exists()
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
 
 
@@ -335,57 +349,59 @@ def test_ncsnr_follows_nsds_definition_where_every_image_came_three_times():
     betas = signal[ids] + rng.standard_normal((600, 4))
     z = (betas - betas.mean(0)) / betas.std(0)
     noise = z.reshape(3, 200, 4).var(0, ddof=1).mean(0)
-    np.testing.assert_allclose(build.ncsnr([betas], ids), np.sqrt(np.maximum(1 - noise, 0) / noise), rtol=1e-3)
-    np.testing.assert_allclose(build.ncsnr([betas], ids)[1:], [0.5, 1, 2], rtol=0.15)
+    np.testing.assert_allclose(brain_files.ncsnr([betas], ids), np.sqrt(np.maximum(1 - noise, 0) / noise), rtol=1e-3)
+    np.testing.assert_allclose(brain_files.ncsnr([betas], ids)[1:], [0.5, 1, 2], rtol=0.15)
 
 
 def test_noise_ceilings_look_like_nsds():
-    one = brain.make("subj01")
-    ceiling = atlases.noise_ceiling(one.ncsnr(), build.REPEATS)
+    one = brain_making.make("subj01")
+    ceiling = atlases.noise_ceiling(one.ncsnr(), world_sizes.REPEATS)
     assert 33 < ceiling.mean() < 39
     assert np.percentile(ceiling, 95) > 70 and 0.18 < (ceiling == 0).mean() < 0.26
     sizes = np.bincount(one.roi)[1:]
-    np.testing.assert_array_equal(sizes, brain.SUBJECTS["subj01"].voxels)
+    np.testing.assert_array_equal(sizes, brain_model.SUBJECTS["subj01"].voxels)
 
 
 def test_noise_voxels_carry_no_signal(one, seen):
-    responses = brain.respond(one, *seen)
+    responses = brain_responses.respond(one, *seen)
     silent = one.signal_sd == 0
     assert 0.1 < silent.mean() < 0.4
     assert (responses[:, silent].std(0) < 1e-4).all() and (responses[:, ~silent].std(0) > 0.02).all()
-    halves = [brain.measure(one, responses, np.arange(330) + 1000 * k, 1)[:, one.anatomy.label > 0] for k in (1, 2)]
+    halves = [brain_noise.measure(one, responses, np.arange(330) + 1000 * k, 1)[:, one.anatomy.label > 0]
+              for k in (1, 2)]
     agreement = np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(*(half.T for half in halves))])
     assert abs(agreement[silent].mean()) < 0.06 < 0.2 < agreement[~silent].mean()
 
 
 def test_noise_belongs_to_the_trial(one, seen):
-    responses = brain.respond(one, *seen)[:40]
-    whole = brain.measure(one, responses, np.arange(40), 1)
-    drifting = brain.measure(one, responses, np.arange(40) + 40, 1)
-    np.testing.assert_array_equal(whole, brain.measure(one, responses, np.arange(40), 1))
+    responses = brain_responses.respond(one, *seen)[:40]
+    whole = brain_noise.measure(one, responses, np.arange(40), 1)
+    drifting = brain_noise.measure(one, responses, np.arange(40) + 40, 1)
+    np.testing.assert_array_equal(whole, brain_noise.measure(one, responses, np.arange(40), 1))
     assert np.abs(whole - drifting).mean() > 0.3
-    assert np.abs(whole - brain.measure(one, responses, np.arange(40), 2)).mean() > 0.05
+    assert np.abs(whole - brain_noise.measure(one, responses, np.arange(40), 2)).mean() > 0.05
 
 
 # Forward model
 
 
 def test_the_forward_model_imports_no_network():
-    code = "import sys, mini_nsd.brain; print(sorted({'torch', 'transformers', 'diffusers'} & set(sys.modules)))"
+    code = "import sys, mini_nsd.brain_noise, mini_nsd.brain_responses; " \
+        "print(sorted({'torch', 'transformers', 'diffusers'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     assert out.stdout.strip() == "[]"
 
 
 def test_early_voxels_respond_to_what_is_inside_their_field_only(seen):
-    one = brain.make("subj01")
+    one = brain_making.make("subj01")
     pictures, shown, visible = (part[:20] for part in seen)
     changed = pictures.copy()
     changed[:, :12, :12] = np.random.default_rng(0).integers(0, 256, (20, 12, 12, 3))      # a quarter of each side
-    before, after = (brain.respond(one, these, shown, visible) for these in (pictures, changed))
+    before, after = (brain_responses.respond(one, these, shown, visible) for these in (pictures, changed))
     effect = np.abs(after - before).max(0) / np.maximum(one.signal_sd, 1e-9)
     carries = (one.roi == 1) & (one.signal_sd > 0)
     x, y = one.tuning.centre.T
-    reach = 3 * one.tuning.field + 3 * 0.5 / brain.FREQUENCIES[0]       # field, and the widest filter beyond it
+    reach = 3 * one.tuning.field + 3 * 0.5 / brain_model.FREQUENCIES[0]       # field, and the widest filter beyond it
     outside = np.hypot(np.maximum(x - 0.25, 0), np.maximum(y - 0.25, 0)) > reach
     inside = (x < 0.22) & (y < 0.22)
     assert (carries & outside).sum() > 50 and (carries & inside).sum() > 5
@@ -396,9 +412,9 @@ def test_early_voxels_respond_to_what_is_inside_their_field_only(seen):
 def test_early_voxels_know_no_objects_and_high_ones_no_pixels(one, seen):
     pictures, shown, visible = (part[:20] for part in seen)
     hidden = [np.zeros_like(of) for of in visible]
-    base = brain.respond(one, pictures, shown, visible)
-    without_objects = brain.respond(one, pictures, shown, hidden)
-    without_picture = brain.respond(one, np.full_like(pictures, 127), shown, visible)
+    base = brain_responses.respond(one, pictures, shown, visible)
+    without_objects = brain_responses.respond(one, pictures, shown, hidden)
+    without_picture = brain_responses.respond(one, np.full_like(pictures, 127), shown, visible)
     early, high = one.roi == 1, one.roi >= 5
     np.testing.assert_array_equal(base[:, early], without_objects[:, early])
     np.testing.assert_array_equal(base[:, high], without_picture[:, high])
@@ -412,25 +428,27 @@ def test_early_voxels_know_no_objects_and_high_ones_no_pixels(one, seen):
 def test_an_object_that_is_nearly_hidden_drives_less(one, seen):
     pictures, shown, visible = (part[:60] for part in seen)
     ventral = (one.roi == 5) & (one.signal_sd > 0)
-    scaled = [brain.respond(one, pictures, shown, [share * of for of in visible])[:, ventral] for share in (0, 0.3, 1)]
+    scaled = [brain_responses.respond(one, pictures, shown, [share * of for of in visible])[:, ventral]
+              for share in (0, 0.3, 1)]
     from_none = [np.abs(other - scaled[0]).mean() for other in scaled]
     assert from_none[0] == 0 < from_none[1] < from_none[2]
 
 
 def test_visibility_is_the_share_of_a_silhouette_that_nothing_covers():
-    picture = scenes.render(scenes.sample(73, 19), 100)
-    whole = brain.visibility(picture)
+    picture = scene_rendering.render(scene_sampling.sample(73, 19), 100)
+    whole = brain_responses.visibility(picture)
     assert ((whole > 0.3) & (whole <= 1)).all()
     everything = np.ones((100, 100), bool)
-    np.testing.assert_array_equal(brain.visibility(picture, everything), np.zeros_like(whole))
+    np.testing.assert_array_equal(brain_responses.visibility(picture, everything), np.zeros_like(whole))
     half = everything.copy()
     half[:, :50] = False
-    assert (brain.visibility(picture, half) <= whole).all()
-    np.testing.assert_allclose(brain.visibility(picture, half) + brain.visibility(picture, ~half), whole)
+    assert (brain_responses.visibility(picture, half) <= whole).all()
+    np.testing.assert_allclose(brain_responses.visibility(picture, half) + brain_responses.visibility(picture, ~half),
+                               whole)
 
 
 def test_the_early_map_covers_the_visual_field_upside_down_and_crossed():
-    one = brain.make("subj01")
+    one = brain_making.make("subj01")
     early = one.roi == 1
     x, y = one.tuning.centre[early].T
     place = one.anatomy.place[one.anatomy.label > 0][early]
@@ -444,14 +462,15 @@ def test_the_early_map_covers_the_visual_field_upside_down_and_crossed():
 
 def test_responses_do_not_depend_on_the_batch(one, seen):
     part = [of[:30] for of in seen]
-    np.testing.assert_allclose(brain.respond(one, *part, batch=7), brain.respond(one, *part), atol=1e-4)
+    np.testing.assert_allclose(brain_responses.respond(one, *part, batch=7), brain_responses.respond(one, *part),
+                               atol=1e-4)
 
 
 def test_layout_is_decodable_from_early_and_identity_from_ventral(one, seen):
     pictures, shown, visible = seen
-    responses = brain.respond(one, *seen)
+    responses = brain_responses.respond(one, *seen)
     trial_numbers = np.arange(3)[:, None] * 330 + np.arange(330)
-    betas = np.mean([brain.measure(one, responses, numbers, 1) for numbers in trial_numbers], axis=0)
+    betas = np.mean([brain_noise.measure(one, responses, numbers, 1) for numbers in trial_numbers], axis=0)
     betas = betas[:, one.anatomy.label > 0]
     luminance = (pictures.reshape(330, 8, 6, 8, 6, 3).mean((2, 4)) @ [0.299, 0.587, 0.114]).reshape(330, -1)
     colour = np.array([[name in {thing.colour for thing in scene.objects} for name in scenes.COLOURS]
@@ -487,7 +506,7 @@ def anonymous(endpoint):
 
 
 def test_served_objects_are_the_files_and_can_be_read_in_ranges(world):
-    key = build.BETAS.format("subj01") + "/betas_session01.nii.gz"
+    key = world_sizes.BETAS.format("subj01") + "/betas_session01.nii.gz"
     content = (world / key).read_bytes()
     with serve.serving(world) as endpoint:
         client = anonymous(endpoint)

@@ -4,18 +4,18 @@ import json
 import numpy as np
 import pytest
 
-from mini_nsd import scenes
+from mini_nsd import scene_captions, scene_rendering, scene_sampling, scenes
 
-SERIES = [scenes.sample(11, index) for index in range(60)]
-PICTURES = [scenes.render(scene, 128) for scene in SERIES]
+SERIES = [scene_sampling.sample(11, index) for index in range(60)]
+PICTURES = [scene_rendering.render(scene, 128) for scene in SERIES]
 
 
 def test_seed_and_index_alone_decide_a_scene():
-    again = scenes.sample(11, 7)
+    again = scene_sampling.sample(11, 7)
     assert again == SERIES[7]
-    assert scenes.captions(again) == scenes.captions(SERIES[7])
-    assert np.array_equal(scenes.render(again, 128).image, PICTURES[7].image)
-    assert scenes.sample(12, 7) != SERIES[7]
+    assert scene_captions.captions(again) == scene_captions.captions(SERIES[7])
+    assert np.array_equal(scene_rendering.render(again, 128).image, PICTURES[7].image)
+    assert scene_sampling.sample(12, 7) != SERIES[7]
 
 
 def test_objects_come_nearest_first_and_the_front_one_is_large():
@@ -51,7 +51,7 @@ def test_depth_is_that_of_the_object_seen():
 
 def test_a_picture_is_the_same_at_every_size():
     for scene, small in zip(SERIES[:10], PICTURES):
-        large = scenes.render(scene, 256).image.reshape(128, 2, 128, 2, 3).mean((1, 3))
+        large = scene_rendering.render(scene, 256).image.reshape(128, 2, 128, 2, 3).mean((1, 3))
         assert np.abs(large - small.image).mean() < 2.0     # of 255
 
 
@@ -76,7 +76,7 @@ def _cosine(a, b):
 
 def test_captions_are_short_varied_and_name_the_front_object_first():
     for scene in SERIES:
-        five = scenes.captions(scene)
+        five = scene_captions.captions(scene)
         assert len(five) == 5 and len(set(five)) >= 4
         front = f"{scene.objects[0].colour} {scene.objects[0].shape}"
         for caption in five:
@@ -88,7 +88,7 @@ def test_captions_are_short_varied_and_name_the_front_object_first():
 
 
 def test_more_captions_than_templates_can_be_had():
-    assert len(scenes.captions(SERIES[0], 9)) == 9
+    assert len(scene_captions.captions(SERIES[0], 9)) == 9
 
 
 def test_a_description_survives_json():

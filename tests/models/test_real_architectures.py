@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mini_nsd import scenes
+from mini_nsd import scene_rendering, scene_sampling
 from utils import images
 from utils.evaluate import judging_networks
 from utils.generate import diffusion
@@ -63,7 +63,7 @@ def checkpoint(tmp_path_factory):
 
 def test_stable_diffusion_1_4_has_the_sizes_of_the_contract(checkpoint):
     model = diffusion.LatentDiffusion(checkpoint)
-    stimulus = scenes.render(scenes.sample(73, 0)).image[None]
+    stimulus = scene_rendering.render(scene_sampling.sample(73, 0)).image[None]
     assert stimulus.shape == (1, 425, 425, 3)
     latents = model.encode(model.prepare(stimulus))
     assert model.prepare(stimulus).shape == (1, 3, 320, 320) and latents.shape == (1, 4, 40, 40)

@@ -18,7 +18,7 @@ import make_subjmri
 from tests import tiny_nsd
 from utils import layout
 from utils.errors import Problem
-from utils.nsd import mrifeat, nifti_volumes, retrying, s3, trials
+from utils.nsd import beta_session, nifti_volumes, retrying, s3, trials
 from utils.pipeline import status
 from utils.storage import text_files
 
@@ -172,10 +172,10 @@ def test_zscore_uses_training_trials_of_the_session_only(world, tmp_path):
 
 def test_zscore_makes_a_constant_voxel_zero():
     betas = np.array([[7, 1], [7, 2], [9, 3]], np.int16)
-    found = mrifeat.zscored(betas, np.array([True, True, False]), "session 1")
+    found = beta_session.zscored(betas, np.array([True, True, False]), "session 1")
     assert np.array_equal(found, np.array([[0, -1], [0, 1], [0, 3]], np.float32))
     with pytest.raises(Problem, match="session 1 has 1 training trials"):
-        mrifeat.zscored(betas, np.array([True, False, False]), "session 1")
+        beta_session.zscored(betas, np.array([True, False, False]), "session 1")
 
 
 def test_ncsnr_min_keeps_the_voxels_at_or_above_it(world, tmp_path):
@@ -264,12 +264,12 @@ def test_betas_that_change_between_two_ranges_are_refused_and_a_rerun_completes(
 
 
 def test_a_run_goes_on_after_its_last_whole_session(server, world, tmp_path, monkeypatch, capsys):
-    read = mrifeat.read_session
-    monkeypatch.setattr(mrifeat, "read_session", lambda session, progress=None: (
+    read = beta_session.read_session
+    monkeypatch.setattr(beta_session, "read_session", lambda session, progress=None: (
         read(session, progress) if session.number < 3 else (_ for _ in ()).throw(KeyboardInterrupt)))
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "killed")
-    monkeypatch.setattr(mrifeat, "read_session", read)
+    monkeypatch.setattr(beta_session, "read_session", read)
     server.log.clear()
     ws = make(tmp_path / "killed")
     assert not server.gets("session01") and not server.gets("session02") and server.gets("session03")
@@ -439,7 +439,7 @@ def test_a_full_disk_is_one_problem_before_any_session_is_streamed(world, tmp_pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr(mrifeat, "read_session", lambda *_: pytest.fail("a session was streamed"))
+    monkeypatch.setattr(beta_session, "read_session", lambda *_: pytest.fail("a session was streamed"))
     with pytest.raises(Problem, match="No space left"):
         make(tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.npy")) and not list((tmp_path / "out").rglob("session*"))

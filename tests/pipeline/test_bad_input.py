@@ -176,7 +176,7 @@ def shard(path, ids=(4, 5), features=None, **more):
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as file:
         file["stim_ids"] = np.array(ids)
-        file["features"] = np.ones((2, 3), np.float32) if extraction is None else extraction
+        file["features"] = np.ones((2, 3), np.float32) if features is None else features
         for name, values in more.items():
             file[name] = values
 

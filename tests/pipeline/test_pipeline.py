@@ -84,7 +84,8 @@ def test_artifacts_have_the_shapes_of_the_contract(ws):
 def test_originals_are_the_stimuli_of_the_test_trials(ws, work):
     stimulus = np.load(ws.stims_ave)[np.load(ws.stims_ave_test)][1]
     with h5py.File(layout.stimuli(work)) as file:
-        shown = Image.fromarray(file["imgBrick"][stimulus]).resize((512, 512), Image.Resampling.LANCZOS)
+        picture = file["imgBrick"][file["stim_ids"][()].tolist().index(stimulus)]  # only what the subject saw is there
+    shown = Image.fromarray(picture).resize((512, 512), Image.Resampling.LANCZOS)
     saved = np.asarray(Image.open(layout.original_image(ws.samples("cvpr"), 1)))
     assert np.array_equal(saved, np.asarray(shown))
 

@@ -75,7 +75,7 @@ def open_stimuli(args):
         stimuli = occluders.open_occluded(occluders.path_of(args))
         attributes = {"stimuli": "occluded", "occlusion": stimuli.settings}
     if getattr(args, "subject", None) and getattr(args, "imgidx", None) is None:
-        lacking = np.setdiff1d(_seen(args), stimuli.ids if args.dataset == "occluded" else np.arange(stimuli.count))
+        lacking = np.setdiff1d(_seen(args), stimuli.ids)
         if len(lacking):
             cli.say(f"warning: {stimuli.path} lacks {len(lacking)} of the stimuli that {args.subject} saw "
                     f"(the first is 73k id {lacking[0]})")
@@ -88,13 +88,14 @@ def _seen(args):
 
 
 def wanted(args, stimuli):
-    """Ascending 73k ids that --imgidx and --subject ask for."""
-    chosen = cli.image_range(args.imgidx, stimuli.count, "stimulus")
-    ids = np.arange(chosen.start, chosen.stop)
+    """Ascending 73k ids that --imgidx and --subject ask for and the file has; says how many of a range it lacks."""
+    chosen = cli.image_range(args.imgidx, stimuli.stop, "stimulus")
+    asked = np.arange(chosen.start, chosen.stop)
     if args.subject:
-        ids = np.intersect1d(ids, _seen(args))
-    if args.dataset == "occluded":
-        ids = np.intersect1d(ids, stimuli.ids)
+        asked = np.intersect1d(asked, _seen(args))
+    ids = np.intersect1d(asked, stimuli.ids)
+    if args.imgidx and 0 < len(ids) < len(asked):
+        cli.say(f"{stimuli.path} has {len(ids):,} of the {len(asked):,} stimuli asked for")
     if not len(ids):
         raise Problem("none of the stimuli asked for is there",
                       "check --imgidx, --subject and the occluded images' range")

@@ -1,21 +1,18 @@
 """From a subject's sessions of betas to the voxels of each ROI, streamed.
 
-A session is read volume by volume, only the ROIs' voxels are kept, and its rows go straight to their place in arrays
-that are the final artifacts but for their name. A killed run goes on after its last whole session.
+Of a session (`beta_session`) only the ROIs' voxels are kept, and its rows go straight to their place in arrays that are
+the final artifacts but for their name. A killed run goes on after its last whole session.
 """
 import functools
 import io
-import multiprocessing
-import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from utils import cli, layout, system
 from utils.errors import Problem
-from utils.nsd import atlases, experiment, nifti_volumes, object_keys, trials
+from utils.nsd import atlases, beta_session, beta_source, experiment, object_keys, trials
 from utils.storage import arrays, provenance, text_files, writing
 
 SCRIPT = "make_subjmri.py"
@@ -32,45 +29,11 @@ class Summary:
     voxels: dict
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """A (trials, voxels) array of one ROI and split that sessions fill, in a file that ends as the artifact.
-
-    offset: bytes of the .npy header. columns: start and stop among the voxels of all ROIs.
-    """
-
-    tag: str
-    split: str
-    path: str
-    dtype: str
-    offset: int
-    columns: tuple
-
-
-@dataclass(frozen=True)
-class Session:
-    """What a worker needs for one session.
-
-    voxels: (n,) position of each voxel kept in the flattened (z, y, x) volume, ROI after ROI. is_test: (trials,) bool.
-    first_row: {split: row of the session's first trial of that split}. marker: the file that says it is done.
-    """
-
-    root: object
-    subject: str
-    number: int
-    grid: nifti_volumes.Grid
-    voxels: np.ndarray
-    is_test: np.ndarray
-    first_row: dict
-    zscore: str | None
-    marker: str
-    matrices: tuple = ()
-
-
-def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False):
+def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False, source=beta_source.AUTO):
     """Write one subject's artifacts below mrifeat/ (docs/artifacts.md) for one choice of voxels; returns a Summary.
 
     rois: names from the atlas's table, default all. limit: only the first sessions. workers: sessions at a time.
+    source: of the betas, one of beta_source.SOURCES; the arrays are the same whichever it is.
     Memory: one session's ROI voxels per worker, whatever the number of sessions. Raises Problem for whatever is
     wrong with NSD's files before anything is written, but for faults inside a session's data.
     """
@@ -84,25 +47,28 @@ def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False)
         raise Problem(f"{int(design.test.sum())} of {ws.subject}'s {len(design.test)} stimuli are shared ones",
                       "a test set and a training set are needed: use more sessions")
     voxels, grid, atlas_keys, left_out = choose_voxels(root, ws.subject, choice, rois)
-    records = _records(ws.subject, root, choice, used, voxels, atlas_keys)
+    records = _Records(ws, root, choice, used, voxels, atlas_keys)
 
     with writing.locked(ws.mrifeat / "betas"):
         for leftover in ws.mrifeat.glob(".*.part.*"):  # of a killed run: the lock keeps out any other writer
             leftover.unlink()
         todo = [(tag, split) for tag in voxels for split in trials.SPLITS
-                if not provenance.is_done(ws.betas(tag, split), records[tag, split, False], overwrite)]
+                if not provenance.is_done(ws.betas(tag, split), records.found(tag, split), overwrite)]
         folder = ws.betas_parts(choice)
         if todo:
-            made = [records[tag, split, False] for tag, split in todo]
+            made = [records.frame(tag, split) for tag, split in todo]
             resumed = _resumable(folder, made, todo)
             sessions = _sessions(root, ws.subject, used, session_of_trial, design, grid, voxels, choice, folder,
-                                 resumed)
-            for session in sessions:
-                _open(session).close()  # a wrong header is found out now, not after hours
+                                 records if resumed else None)
+            sessions = beta_session.with_source(sessions, source, workers)
+            # What is wrong with a header is found out now, not after hours.
+            sessions = [beta_session.checked(session) for session in sessions]
             matrices = _prepare(folder, made, todo, voxels, design, choice, resumed)
-            _stream([replace(session, matrices=matrices) for session in sessions], workers, len(design.stims))
+            beta_session.read_all([replace(session, matrices=matrices) for session in sessions], workers,
+                                  len(design.stims))
             _check_constant(folder, used, voxels)
-        _write_design(ws, design, records["design"], overwrite)
+            records.read_from({number: text_files.read_json(_marker(folder, number))["source"] for number in used})
+        _write_design(ws, design, records.design, overwrite)
         for tag in voxels:
             for split in trials.SPLITS:
                 part = _part(folder, tag, split) if (tag, split) in todo else None
@@ -149,21 +115,57 @@ def choose_voxels(root, subject, choice, rois):
     return found, atlas.grid, keys, left_out
 
 
-def _records(subject, root, choice, used, voxels, atlas_keys):
-    """What makes each artifact: {"design": …, (tag, split, average): …}. NSD's files are named by key and version."""
-    def versions(keys):
-        return {key: root.version(key).tag for key in keys}
+class _Records:
+    """What makes each artifact. NSD's files are named by key and version; a session's betas by the file that was read.
 
-    sources = versions([object_keys.DESIGN_KEY, object_keys.responses_key(subject)])
-    records = {"design": provenance.record(SCRIPT, {"subject": subject, "sessions": used}, sources=sources)}
-    sources = sources | versions([*atlas_keys, *(object_keys.betas_key(subject, session) for session in used)])
-    for tag in voxels:
-        for split in trials.SPLITS:
-            for average in (False, True):
-                options = {"subject": subject, "sessions": used, "roi": tag, "split": split, "average": average,
-                           "atlas": choice.atlas, "zscore": choice.zscore, "ncsnr_min": choice.ncsnr_min}
-                records[tag, split, average] = provenance.record(SCRIPT, options, sources=sources)
-    return records
+    design: the record of the trials' arrays.
+    """
+
+    def __init__(self, ws, root, choice, used, voxels, atlas_keys):
+        self._ws, self._root, self._choice, self._used = ws, root, choice, used
+        self._versions, self._read = {}, {}
+        common = [object_keys.DESIGN_KEY, object_keys.responses_key(ws.subject)]
+        self.design = provenance.record(SCRIPT, {"subject": ws.subject, "sessions": used},
+                                   sources={key: self.version(key) for key in common})
+        self._sources = {key: self.version(key) for key in (*common, *atlas_keys)}
+
+    def version(self, key):
+        """The tag of an object as it is now; it is asked for once."""
+        if key not in self._versions:
+            self._versions[key] = self._root.version(key).tag
+        return self._versions[key]
+
+    def read_from(self, sources):
+        """Take in {session: {key: tag}} of what was read."""
+        self._read = sources
+
+    def frame(self, tag, split, average=False, sources=None):
+        """The record of an artifact without its sessions' files, or with `sources` {key: tag} of them."""
+        options = {"subject": self._ws.subject, "sessions": self._used, "roi": tag, "split": split, "average": average,
+                   "atlas": self._choice.atlas, "zscore": self._choice.zscore, "ncsnr_min": self._choice.ncsnr_min}
+        return provenance.record(SCRIPT, options, sources=self._sources | (sources or {}))
+
+    def made(self, tag, split, average=False):
+        """The record of an artifact that this run makes."""
+        return self.frame(tag, split, average, {key: seen for each in self._read.values()
+                                                for key, seen in each.items()})
+
+    def found(self, tag, split, average=False):
+        """The record that an artifact must have: of its sessions' files as they are now, of those that it was made of.
+
+        Both files of a session hold the same betas, so which was read makes no difference.
+        """
+        side = layout.sidecar(self._ws.betas(tag, split, average))
+        known = text_files.read_json(side).get("sources", {}) if side.exists() else {}
+        keys = []
+        for session in self._used:
+            other = object_keys.betas_hdf5_key(self._ws.subject, session)
+            keys.append(other if other in known else object_keys.betas_key(self._ws.subject, session))
+        return self.frame(tag, split, average, {key: self.version(key) for key in keys})
+
+    def is_current(self, source):
+        """Whether {key: tag}, as a session's marker has it, is what the root holds now."""
+        return all(self._root.exists(key) and self.version(key) == tag for key, tag in source.items())
 
 
 # the arrays that sessions fill
@@ -195,7 +197,8 @@ def _prepare(folder, records, todo, voxels, design, choice, resumed):
             "descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows, width)})
         if not resumed:
             _reserve(part, header.getvalue(), header.tell() + rows * width * dtype.itemsize)
-        matrices.append(Matrix(tag, split, str(part), dtype.str, header.tell(), (starts[tag], starts[tag] + width)))
+        matrices.append(beta_session.Matrix(tag, split, str(part), dtype.str, header.tell(),
+                                            (starts[tag], starts[tag] + width)))
     if not resumed:
         text_files.write_json(layout.manifest(folder), {"records": records})
     return tuple(matrices)
@@ -213,7 +216,10 @@ def _reserve(path, header, size):
 
 
 def _sessions(root, subject, used, session_of_trial, design, grid, voxels, choice, folder, resumed):
-    """A Session, without matrices yet, for each of `used` that the resumed run has not done."""
+    """A Session, without matrices and source yet, for each of `used` that a killed run has not done.
+
+    resumed: the _Records by which to tell what of a killed run counts, or None.
+    """
     is_test = design.test[design.rows]
     positions = np.concatenate(list(voxels.values()))
     found = []
@@ -221,9 +227,10 @@ def _sessions(root, subject, used, session_of_trial, design, grid, voxels, choic
         inside, before = session_of_trial == number, session_of_trial < number
         first_row = {"tr": int((before & ~is_test).sum()), "te": int((before & is_test).sum())}
         marker = _marker(folder, number)
-        if not (resumed and marker.exists()):
-            found.append(Session(root, subject, number, grid, positions, is_test[inside], first_row, choice.zscore,
-                                 str(marker)))
+        if not (resumed and marker.exists() and resumed.is_current(text_files.read_json(marker).get("source", {}))):
+            marker.unlink(missing_ok=True)
+            found.append(beta_session.Session(root, subject, number, grid, positions, is_test[inside], first_row,
+                                              choice.zscore, str(marker)))
     if len(found) < len(used):
         cli.say(f"{len(used) - len(found)} of {len(used)} sessions were done before")
     return found
@@ -231,90 +238,6 @@ def _sessions(root, subject, used, session_of_trial, design, grid, voxels, choic
 
 def _marker(folder, number):
     return folder / f"session{number:02}.json"
-
-
-def _open(session):
-    """The session's betas. Raises Problem unless their header fits the atlas and the design."""
-    volumes = nifti_volumes.beta_volumes(session.root, session.subject, session.number)
-    try:
-        session.grid.must_match(volumes.grid)
-        if volumes.count != len(session.is_test):
-            raise Problem(f"{volumes.name} has {volumes.count} volumes, but responses.tsv has {len(session.is_test)} "
-                          f"trials in session {session.number}", "get both from NSD again")
-    except Problem:
-        volumes.close()
-        raise
-    return volumes
-
-
-def _stream(sessions, workers, total):
-    """Read every session and write its rows; `workers` at a time, each in its own process."""
-    done = total - sum(len(session.is_test) for session in sessions)
-    with cli.progress(total=total, initial=done, unit="trial") as bar:
-        if workers == 1:
-            for session in sessions:
-                bar.set_description(f"session {session.number:02}")
-                read_session(session, bar.update)
-            return
-        # Spawned, not forked: a fork would share the parent's connections.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context) as pool:
-            running = {pool.submit(read_session, session): session for session in sessions}
-            try:
-                for future in as_completed(running):
-                    future.result()
-                    bar.set_description(f"session {running[future].number:02}")
-                    bar.update(len(running[future].is_test))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def read_session(session, progress=None):
-    """Stream one session's betas and write its rows. progress: called with 1 after each volume."""
-    block = np.empty((len(session.is_test), len(session.voxels)), np.int16)
-    parent = multiprocessing.parent_process()
-    with _open(session) as volumes:
-        for row, volume in zip(block, volumes, strict=True):
-            # "clip" lets take write straight into the row; the positions come from a volume of the same shape.
-            np.take(volume.reshape(-1), session.voxels, out=row, mode="clip")
-            if parent is not None and not parent.is_alive():
-                raise SystemExit("the run that started this worker is gone")
-            if progress:
-                progress(1)
-    constant = {}
-    for matrix in session.matrices:
-        betas = block[:, slice(*matrix.columns)]
-        constant[matrix.tag] = int((betas == betas[0]).all(axis=0).sum())
-        if session.zscore:
-            betas = zscored(betas, ~session.is_test, f"session {session.number}")
-        chosen = session.is_test if matrix.split == "te" else ~session.is_test
-        rows = np.ascontiguousarray(betas[chosen], np.dtype(matrix.dtype))
-        _write_rows(matrix, session.first_row[matrix.split], rows)
-    text_files.write_json(session.marker, {"constant": constant})
-
-
-def _write_rows(matrix, first_row, rows):
-    with writing.naming(matrix.path), open(matrix.path, "r+b") as file:
-        file.seek(matrix.offset + first_row * rows.shape[1] * rows.itemsize)
-        file.write(memoryview(rows).cast("B") if rows.size else b"")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def zscored(betas, training, what):
-    """Z-scores of each voxel by the mean and standard deviation of its training trials.
-
-    betas (trials, voxels), training (trials,) bool. Returns (trials, voxels) float32; a voxel that is constant over the
-    training trials becomes 0. Raises Problem with fewer than two training trials; `what` names them.
-    """
-    if training.sum() < 2:
-        raise Problem(f"{what} has {int(training.sum())} training trials",
-                      "--zscore needs two a session: run without it")
-    mean = betas[training].mean(axis=0, dtype=np.float64)
-    deviation = betas[training].std(axis=0, dtype=np.float64)
-    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-    return ((betas - mean) * scale).astype(np.float32)
 
 
 def _check_constant(folder, used, voxels):
@@ -345,7 +268,8 @@ def _finish(ws, design, tag, split, records, part, overwrite, left_out):
     """Write the averages of one ROI and split, then give its betas (`part`, None if done) their name."""
     path, average = ws.betas(tag, split), ws.betas(tag, split, average=True)
     source = path if part is None else part
-    if part is not None or not provenance.is_done(average, records[tag, split, True], overwrite):
+    record_of = records.found if part is None else records.made
+    if part is not None or not provenance.is_done(average, records.found(tag, split, True), overwrite):
         chosen = design.split(split)
         width = arrays.read_npy(source, mmap=True).shape[1]
         with writing.atomic(average) as temporary:
@@ -355,7 +279,7 @@ def _finish(ws, design, tag, split, records, part, overwrite, left_out):
                 betas = functools.partial(arrays.read_npy, source, mmap=True)
                 for block in trials.averages(betas, chosen.rows, len(chosen.stimuli)):
                     file.write(memoryview(np.ascontiguousarray(block)).cast("B"))
-            provenance.finish(average, records[tag, split, True], temporary, left_out=left_out)
+            provenance.finish(average, record_of(tag, split, True), temporary, left_out=left_out)
     if part is not None:
-        provenance.finish(path, records[tag, split, False], part, left_out=left_out)
+        provenance.finish(path, record_of(tag, split), part, left_out=left_out)
         system.replace(part, path)

@@ -69,12 +69,13 @@ class BetaVolumes:
 
     Opening reads the header alone. Nothing is kept: a volume is valid until the next is asked for. After the last
     volume the gzip stream must end, with its checksum right. Raises Problem that names the key for whatever is wrong.
+    raw: the key's bytes, if they are not to be read as one stream.
     """
 
-    def __init__(self, root, key):
+    def __init__(self, root, key, raw=None):
         self.key = key
         self.name = root.name(self.key)
-        self._raw = root.open(self.key)
+        self._raw = root.open(self.key) if raw is None else raw
         self._stream = igzip.open(self._raw, "rb")
         header = header_of(self._read(HEADER), self.name)
         self.count, self._dtype = self._checked(header)
@@ -129,9 +130,9 @@ class BetaVolumes:
         self.close()
 
 
-def beta_volumes(root, subject, session):
+def beta_volumes(root, subject, session, raw=None):
     """A session's betas, streamed; see BetaVolumes."""
-    return BetaVolumes(root, object_keys.betas_key(subject, session))
+    return BetaVolumes(root, object_keys.betas_key(subject, session), raw)
 
 
 def header_of(data, name):

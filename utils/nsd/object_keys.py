@@ -25,6 +25,11 @@ def betas_key(subject, session):
     return f"{betas_prefix(subject)}betas_session{session:02}.nii.gz"
 
 
+def betas_hdf5_key(subject, session):
+    """The same betas with a chunk for each voxel (docs/nsd_formats.md)."""
+    return f"{betas_prefix(subject)}betas_session{session:02}.hdf5"
+
+
 def ncsnr_key(subject):
     return f"{betas_prefix(subject)}ncsnr.nii.gz"
 

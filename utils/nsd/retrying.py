@@ -27,27 +27,35 @@ class Fault(Exception):
     """A fault that may pass."""
 
 
-class Missing(Problem):
+class Unavailable(Problem):
+    """An object cannot be had; what it holds is another matter."""
+
+
+class Missing(Unavailable):
     def __init__(self, name):
         super().__init__(f"{name} does not exist", "check NSD_ROOT and the subject: get_data.py lists what is there")
 
 
-class Denied(Problem):
+class Denied(Unavailable):
     def __init__(self, name, todo="check NSD_ROOT: requests are anonymous, and it is not public"):
         super().__init__(f"access to {name} is denied", todo)
 
 
-class Changed(Problem):
+class Changed(Unavailable):
     def __init__(self, name):
         super().__init__(f"{name} changed while it was read", "run the same command again")
 
 
 class Patience:
-    """Counts faults in a row, waits longer after each, says so once, and gives up after TRIES."""
+    """Counts faults in a row, waits longer after each, says so once, and gives up after TRIES.
 
-    def __init__(self, name):
+    told: an event that several share, so that one of them says it. sleep: function of seconds.
+    """
+
+    def __init__(self, name, told=None, sleep=None):
         self.name = name
         self.faults, self.since = 0, 0
+        self._told, self._sleep = told, sleep or time.sleep
 
     def moved(self, count):
         self.since += count
@@ -59,12 +67,14 @@ class Patience:
         self.faults += 1
         self.since = 0
         if self.faults > TRIES:
-            raise Problem(f"{self.name}: {what}, {TRIES} retries did not help",
-                          "check the network and AWS_ENDPOINT_URL_S3, then run the same command again")
+            raise Unavailable(f"{self.name}: {what}, {TRIES} retries did not help",
+                              "check the network and AWS_ENDPOINT_URL_S3, then run the same command again")
         pause = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self.faults - 1))
-        if self.faults == 1:
+        if self.faults == 1 and not (self._told and self._told.is_set()):
+            if self._told:
+                self._told.set()
             cli.say(f"warning: {self.name}: {what}; retrying, up to {TRIES} times")
-        time.sleep(pause)
+        self._sleep(pause)
 
 
 def persist(name, request):
@@ -96,7 +106,7 @@ def judged(error, name):
         return Denied(name)
     if status == 412:
         return Changed(name)
-    return Problem(f"{name}: the server answered {status} {code}", "check NSD_ROOT and AWS_ENDPOINT_URL_S3")
+    return Unavailable(f"{name}: the server answered {status} {code}", "check NSD_ROOT and AWS_ENDPOINT_URL_S3")
 
 
 def words(fault):

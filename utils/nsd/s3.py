@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from utils import cli, layout, lazy, system
 from utils.errors import Problem
-from utils.nsd import retrying
+from utils.nsd import ranges, retrying
 from utils.storage import text_files, writing
 
 boto3, botocore, urllib3 = map(lazy.module, ("boto3", "botocore", "urllib3"))
@@ -25,6 +25,7 @@ REGION = "us-east-2"  # of the bucket natural-scenes-dataset, by the NSD data ma
 SMALL = 64 << 20  # bytes; the most that `read` takes unless told otherwise
 HASHED = 256 << 20  # bytes; larger local files are told apart by size and time, not by content
 CHUNK = 1 << 20
+LARGE = 64 << 20  # bytes; what is larger is fetched over several connections
 
 
 class Version(NamedTuple):
@@ -145,11 +146,11 @@ class Bucket(Root):
             if done:
                 cli.say(f"{path.name}: going on from byte {done:,}")
             self._room(path, version.size - done)
-            with (open(part, "ab") as file, self.open(key, done, version) as stream,
+            with (open(part, "ab") as file, contextlib.closing(self._pieces(key, done, version)) as pieces,
                   cli.progress(total=version.size, initial=done, unit="B", unit_scale=True, desc=path.name) as bar):
-                while chunk := stream.read1(CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
+                for piece in pieces:
+                    file.write(piece)
+                    bar.update(len(piece))
                 file.flush()
                 os.fsync(file.fileno())
             self._verify(key, version, part)
@@ -157,6 +158,15 @@ class Bucket(Root):
             system.replace(part, path)
             beside.unlink()
         return path
+
+    def _pieces(self, key, start, version):
+        """Yield an object's bytes from `start` on: of a large one, from several connections."""
+        if version.size - start > LARGE:
+            yield from ranges.in_order(self, key, version, start)
+            return
+        with self.open(key, start, version) as stream:
+            while piece := stream.read1(CHUNK):
+                yield piece
 
     @staticmethod
     def _must_be(path, wanted):

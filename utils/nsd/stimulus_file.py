@@ -27,7 +27,8 @@ def stimuli_path(root, workdir):
 class Stimuli:
     """Images in an HDF5 file like nsd_stimuli.hdf5: `imgBrick` (n, H, W, 3) uint8, row = 0-based 73k id.
 
-    A file with `stim_ids` (n,) holds those ids instead of 0 … n-1.
+    A file with `stim_ids` (n,) holds those ids instead of 0 … n-1. ids: (n,) int64, ascending. stop: one more than the
+    largest id that there may be.
     """
 
     def __init__(self, path):
@@ -40,14 +41,24 @@ class Stimuli:
                 raise Problem(f"imgBrick of {path} is {dtype} {self.shape}, not uint8 (n, H, W, 3)",
                               "get the file again")
             self.count, self._rows = self.shape[0], None
+            self.ids, self.stop = np.arange(self.count), self.count
             if "stim_ids" in self._file:
                 ids = self._file.dataset("stim_ids", "iu").ids()
                 if ids.shape != (self.count,):
                     raise Problem(f"{path} has {self.count} images but stim_ids of shape {ids.shape}", "make it again")
                 self._rows = {int(stimulus): row for row, stimulus in enumerate(ids)}
+                self.ids, self.stop = np.sort(ids), object_keys.STIMULI
         except Problem:
             self.close()
             raise
+
+    def among(self, chosen):
+        """(n,) of the ids in the range `chosen`. Raises Problem if there is none."""
+        ids = self.ids[(self.ids >= chosen.start) & (self.ids < chosen.stop)]
+        if not len(ids):
+            raise Problem(f"{self.path} has none of the images {chosen.start} to {chosen.stop - 1}",
+                          f"it holds {self.count} images")
+        return ids
 
     def read(self, ids):
         """(len(ids), H, W, 3) uint8 images of 0-based 73k ids, in the order given; the disk is read in its own."""
@@ -65,8 +76,14 @@ class Stimuli:
     def _row(self, stimulus):
         row = self._rows.get(int(stimulus), -1) if self._rows is not None else int(stimulus)
         if not 0 <= row < self.count:
-            raise Problem(f"{self.path} has no image of 73k id {stimulus}", f"it holds {self.count} images")
+            raise Problem(f"{self.path} has no image of 73k id {stimulus}", f"it holds {self.count} images" + (
+                "" if self.whole else ": add others with img2feat_sd.py --subject, or all without it"))
         return row
+
+    @property
+    def whole(self):
+        """Whether a row is its 73k id: the file is not a choice of images."""
+        return self._rows is None
 
     def __contains__(self, name):
         """True if the file has a dataset of that name."""
@@ -74,9 +91,7 @@ class Stimuli:
 
     def check(self):
         """Read an image at the start, the middle and the end. Raises Problem if one cannot be read."""
-        ids = [0, self.count // 2, self.count - 1]
-        known = sorted(self._rows) if self._rows is not None else range(self.count)
-        self.read([known[position] for position in ids])
+        self.read(self.ids[[0, self.count // 2, self.count - 1]])
 
     def close(self):
         self._file.close()

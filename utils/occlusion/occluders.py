@@ -16,7 +16,7 @@ from PIL import Image
 
 from utils import layout
 from utils.errors import Problem
-from utils.nsd import stimulus_file
+from utils.nsd import stimuli_copy, stimulus_file
 from utils.storage import arrays, provenance, text_files, writing
 
 KINDS = ("rectangle", "ellipse", "bars", "patches")
@@ -129,8 +129,11 @@ def apply(image, hidden, fill, seed, index):
 def fingerprint(stimuli):
     """What tells a file of stimuli from another without reading all 39 GB: its shape, and a digest of 16 images."""
     hashed = hashlib.blake2b(digest_size=16)
-    for index in sorted({round(row) for row in np.linspace(0, stimuli.count - 1, 16)}):
-        hashed.update(stimuli.read([index]).tobytes())
+    copied = stimuli_copy.source_of(stimuli.path)
+    if copied:  # a choice of images, which grows with the subjects, is as good as the file it was taken from
+        return {"shape": list(stimuli.shape[1:]), "copied_from": copied}
+    for row in sorted({round(row) for row in np.linspace(0, stimuli.count - 1, 16)}):
+        hashed.update(stimuli.read([stimuli.ids[row]]).tobytes())
     return {"shape": list(stimuli.shape), "digest_of_16": hashed.hexdigest()}
 
 
@@ -283,7 +286,7 @@ class OccludedStimuli(stimulus_file.Stimuli):
             self.close()
             raise
         self.ids = np.array(list(self._rows))
-        self.count = int(self.ids.max()) + 1
+        self.count = self.stop = int(self.ids.max()) + 1
 
     def masks(self, ids):
         """(len(ids), H, W) bool, True where hidden, in the order given."""
@@ -310,7 +313,7 @@ class OccludedPictures:
                 raise Problem(f"{self._paths[int(path.stem)].name} and {path.name} of {folder} are one stimulus",
                               "take one of them out")
         self.ids = np.array(sorted(self._paths))
-        self.count = int(self.ids[-1]) + 1
+        self.count = self.stop = int(self.ids[-1]) + 1
         record = layout.manifest(folder)
         if record.exists():
             made = text_files.read_json(record)

@@ -13,7 +13,7 @@ def plan(args):
     """The commands, each a list of strings, that produce what the arguments of run_pipeline.py ask for."""
     common = ["--workdir", str(args.workdir)] + (["--overwrite"] if args.overwrite else []) \
         + (["--debug"] if args.debug else [])
-    steps = [["make_subjmri.py", "--subject", args.subject], ["img2feat_sd.py"]]
+    steps = [["make_subjmri.py", "--subject", args.subject], ["img2feat_sd.py", "--subject", args.subject]]
     if "occluded" in args.datasets:
         steps.append(["generate_occluded_images.py", "--subject", args.subject, "--seed", str(args.seed)])
     needs = {need for method in args.methods for need in NEEDS[method]} | ({"sd"} if args.controls else set())

@@ -133,8 +133,22 @@ def _stimuli(args):
         there = root.exists(object_keys.STIMULI_KEY)
         return Step([], state=DONE if there else MISSING, note="used in place" if there else "")
     path = layout.stimuli(args.workdir)
+    if path.exists() and (lacking := _stimuli_lacking(args, path)):
+        return Step([], writes=[path], state=PARTIAL, note=f"{path.name} lacks {lacking:,} images")
     part = layout.fetched(path)
     return Step([path], writes=[path], note=f"{part.stat().st_size:,} bytes fetched" if part.exists() else "")
+
+
+def _stimuli_lacking(args, path):
+    """How many of the images asked for a copy lacks, as far as mrifeat/ tells what the subjects saw."""
+    with stimulus_file.Stimuli(path) as stimuli:
+        if stimuli.whole:
+            return 0
+        if not args.subject:
+            return object_keys.STIMULI - stimuli.count
+        known = [ws for subject in args.subject if (ws := layout.Workspace(args.workdir, subject)).stims_ave.exists()]
+        wanted = [trials.test_stimuli(ws) if args.images == "test" else arrays.read_npy(ws.stims_ave) for ws in known]
+        return len(np.setdiff1d(np.concatenate([np.zeros(0, np.int64), *wanted]), stimuli.ids))
 
 
 def _stimuli_read(args):
