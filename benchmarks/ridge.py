@@ -260,8 +260,8 @@ def averages(args):
     n_stimuli, n_voxels = args.averages
     dims = 1_024
     print(f"{n_stimuli:,} averages × {n_voxels:,} voxels, {dims:,} dims; {args.threads} threads\n"
-          f"{'alphas':12} {'losses':12} {'first s':>8} {'cpu s':>8} {'again s':>8} {'cpu s':>8} {'MACs/n²':>8} {'peak MB':>8} "
-          f"{'DPT h':>6} {'VGG19 h':>8}")
+          f"{'alphas':12} {'losses':12} {'first s':>8} {'cpu s':>8} {'again s':>8} {'cpu s':>8} {'MACs/n²':>8}"
+          f" {'peak MB':>8} {'DPT h':>6} {'VGG19 h':>8}")
     for mode, name in (("fixed", "10 (fixed)"), ("paper", "3 (paper)")):
         folds, forms = [child(args.threads, name="averages", n_stimuli=n_stimuli, n_voxels=n_voxels, dims=dims,
                               mode=mode, forms=way) for way in (False, True)]

@@ -1,4 +1,4 @@
-"""The cross-validated loss of every alpha, fold by fold, from the held-out predictions (utils/ridge/ridge_decoder.py)."""
+"""The cross-validated loss of every alpha, fold by fold, from held-out predictions (utils/ridge/ridge_decoder.py)."""
 import numpy as np
 
 from utils import lazy

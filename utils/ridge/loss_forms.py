@@ -1,10 +1,11 @@
 """The cross-validated loss of every alpha as a quadratic form of a dim's targets, for more voxels than trials.
 
-Ridge is a linear smoother: with K = XX' the residuals of a fit to all trials are proportional to A y, A = (K + alpha)^-1
-(without its mean part where there is an intercept: voxels are standardised, so K 1 = 0). The residuals of held-out
-trials v, of a fit to the others, follow without a further fit:  e_v = (A_vv)^-1 (A y)_v. So one factorisation of K serves
-every fold, and the loss of alpha, the mean of |e_v|^2 over folds, is y'Q(alpha) y with one symmetric Q over stimuli. Its
-triangle takes n_stimuli^2 / 2 multiplications a dim, where folds of their own take more than n_stimuli^2 each alpha.
+Ridge is a linear smoother: with K = XX' the residuals of a fit to all trials are proportional to A y, A = (K +
+alpha)^-1 (without its mean part where there is an intercept: voxels are standardised, so K 1 = 0). The residuals of
+held-out trials v, of a fit to the others, follow without a further fit:  e_v = (A_vv)^-1 (A y)_v. So one factorisation
+of K serves every fold, and the loss of alpha, the mean of |e_v|^2 over folds, is y'Q(alpha) y with one symmetric Q over
+stimuli. Its triangle takes n_stimuli^2 / 2 multiplications a dim, where folds of their own take more than n_stimuli^2
+each alpha.
 
 Precision. The middle alpha, the anchor, is a sum of squares |Py|^2 with Q = P'P. The others follow by the *differences*
 of neighbouring alphas, Q(b) - Q(a), made in double precision and applied as forms of their own: alphas are told apart
@@ -25,8 +26,8 @@ FORM_TOLERANCE = 3e-7
 _CONDITION = 1e8
 # Stimuli of one column block: blocks of a triangle waste half a block each.
 _BLOCK = 128
-# What is added to the anchor's form, as a share of its mean diagonal, so that a factor exists where Q is singular: it is
-# for a constant target, and one whose stimulus is never shown.
+# What is added to the anchor's form, as a share of its mean diagonal, so that a factor exists where Q is singular: it
+# is for a constant target, and one whose stimulus is never shown.
 _JITTER = 1e-11
 
 

@@ -17,6 +17,9 @@ predictions of alpha are  P(alpha) = sum_j c_j(alpha) P_j  with a few "bases" P_
   into segments, on each of which the curves of all alphas are nearly dependent: ten alphas over six decades cost
   as much as three or four.
 
+With more voxels than trials the losses are quadratic forms instead, where these are cheaper and precise
+(utils/ridge/loss_forms.py).
+
 The loss of alpha is then a quadratic in c(alpha), so the *differences* between alphas are computed, never
 obtained by subtracting two large sums: alphas are told apart far below single precision.
 
