@@ -114,11 +114,12 @@ def extract(args, stimuli, attributes, role, feature, dtype, compute, batch, pre
 def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, prepare=None, folders=None):
     """Compute features that come from one forward pass, for the stimuli that lack any, shard by shard, reading ahead.
 
-    role: whose identity the shards record. names: of the features below nsdfeat/. compute(prepared, ids) → one
-    (n, …) array per name for at most `batch` stimuli; prepare(ids) → what compute takes (default: the stimuli's
-    pixels), run in a thread. folders: {name: folder} of shards that do not lie in nsdfeat/.
+    role: whose identity the shards record; None for features that take no network. names: of the features below
+    nsdfeat/. compute(prepared, ids) → one (n, …) array per name for at most `batch` stimuli; prepare(ids) → what
+    compute takes (default: the stimuli's pixels), run in a thread. folders: {name: folder} of shards that do not lie in
+    nsdfeat/.
     """
-    attributes = attributes | checkpoints.identity(role) | {
+    attributes = attributes | (checkpoints.identity(role) if role else {}) | {
         "dtype": loading.dtype_name(dtype), "code_version": __version__}
     shards = {name: feature_shards.Shards((folders or {}).get(name) or layout.features(args.workdir, name))
               for name in names}
