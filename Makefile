@@ -18,8 +18,9 @@ $(VENV)/.installed: requirements.txt requirements-test.txt requirements.lock
 demo: $(VENV)/.installed
 	$(BIN)/python -m mini_nsd.demo $(DEMO)
 
+# A process per core, each with whole files of tests; two threads in each would wait for one another.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/python -m ruff check

@@ -99,7 +99,7 @@ def _loss(model, series, tokens, mirrored, step: int, rng) -> torch.Tensor:
         pixels, text = pixels.flip(-1), mirrored[text]
     pad = model.blip.config.text_config.pad_token_id
     text = text[:, :int((text != pad).sum(1).max())]
-    with torch.autocast("cpu", torch.bfloat16):
+    with loop.half():
         seen = model.blip.vision_model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
         named = model.names(seen.mean(1))
         said = model.blip.text_decoder(input_ids=text, attention_mask=(text != pad).long(),

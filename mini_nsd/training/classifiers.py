@@ -37,7 +37,7 @@ def _loss(model, series, rng) -> torch.Tensor:
     """Cross-entropy of each name's presence, summed over NAMES and divided by 10."""
     rows = np.sort(rng.choice(len(series), BATCH, replace=False))
     pixels = vae.resize(data.to_tensor(series.images[rows]), IMAGE_SIZE)
-    with torch.autocast("cpu", torch.bfloat16):
+    with loop.half():
         logits = model(pixels)
     labels = torch.from_numpy(presence(series.labels[rows])).float()
     return F.binary_cross_entropy_with_logits(logits.float(), labels, reduction="sum") / (10 * BATCH)

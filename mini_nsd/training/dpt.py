@@ -40,7 +40,7 @@ def _loss(model, series, rng) -> torch.Tensor:
     target = UNIT / torch.from_numpy(series.depth[rows]).float()
     if rng.random() < 0.5:
         pixels, target = pixels.flip(-1), target.flip(-1)
-    with torch.autocast("cpu", torch.bfloat16):
+    with loop.half():
         predicted = model(pixel_values=pixels).predicted_depth
     error = F.avg_pool2d(predicted.float()[:, None], data.SIZE // data.DEPTH_SIZE)[:, 0] - target
     slopes = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()

@@ -9,9 +9,15 @@ import numpy as np
 import torch
 
 from mini_nsd.training.muon import Muon, suits
+from utils.models import loading
 
 CHECKPOINT_SECONDS = 120
 WARM_UP = 100           # steps
+
+
+def half() -> torch.autocast:
+    """Products in bfloat16 where the processor multiplies it natively; emulated, it is 13 times slower than float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=loading.cpu_has_bfloat16())
 
 
 def fit(name: str, model: torch.nn.Module, loss_of, *, steps: int, rate: float, cache: Path, export,

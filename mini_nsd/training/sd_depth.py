@@ -78,7 +78,7 @@ def _generate(role: str, sentences, maps, steps: int = 25) -> torch.Tensor:
     parts.scheduler.set_timesteps(steps)
     for timestep in parts.scheduler.timesteps:
         inputs = latents if maps is None else torch.cat([latents, maps], 1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with loop.half():
             predicted = model(torch.cat([inputs, inputs]), timestep, text).sample
         without, given = predicted.float().chunk(2)
         latents = parts.scheduler.step(without + unet.GUIDANCE * (given - without), timestep, latents).prev_sample

@@ -78,7 +78,7 @@ def loss(model, noise, encoded: Encoded, rng, depth=None) -> torch.Tensor:
     inputs = noise.add_noise(latents, target, steps)
     if depth is not None:
         inputs = torch.cat([inputs, depth[rows]], 1)
-    with torch.autocast("cpu", torch.bfloat16):
+    with loop.half():
         predicted = model(inputs, steps, _conditioning(encoded, rows, rng)).sample
     signal = noise.alphas_cumprod[steps]
     ratio = signal / (1 - signal)
@@ -120,7 +120,7 @@ def encode(cache: Path, series) -> Encoded:
 
 
 def _embed(encoder, tokenizer, sentences) -> np.ndarray:
-    with torch.autocast("cpu", torch.bfloat16):
+    with loop.half():
         states = encoder(input_ids=words.tokenize(tokenizer, sentences)).last_hidden_state
     return states.half().numpy()
 
@@ -136,7 +136,7 @@ def load_pipeline() -> StableDiffusionPipeline:
 def generate(pipeline, sentences, steps: int = 50, seed: int = 0) -> torch.Tensor:
     """A picture per sentence from pure noise, with guidance: (n, 3, 128, 128) in [-1, 1]."""
     generators = [torch.Generator().manual_seed(seed + number) for number in range(len(sentences))]
-    with torch.autocast("cpu", torch.bfloat16):
+    with loop.half():
         images = pipeline(list(sentences), num_inference_steps=steps, guidance_scale=GUIDANCE, generator=generators,
                           output_type="pt").images
     return images.float() * 2 - 1

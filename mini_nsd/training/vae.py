@@ -52,7 +52,7 @@ def resize(pictures: torch.Tensor, size: int) -> torch.Tensor:
 
 def _loss(model, pictures) -> torch.Tensor:
     """Absolute error of pixels, of their differences, and of 2× and 4× smaller pictures; plus a trace of KL."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with loop.half():
         posterior = model.encode(pictures).latent_dist
         output = model.decode(posterior.sample()).sample
     error = output.float() - pictures
@@ -68,7 +68,7 @@ def encode(vae, images: np.ndarray, batch: int = 32):
     """Posterior mean and standard deviation of (n, 128, 128, 3) uint8 pictures, each (n, 4, 16, 16) float32."""
     means, deviations = [], []
     for start in range(0, len(images), batch):
-        with torch.autocast("cpu", torch.bfloat16):
+        with loop.half():
             posterior = vae.encode(data.to_tensor(images[start:start + batch])).latent_dist
         means.append(posterior.mean.float())
         deviations.append(posterior.std.float())

@@ -92,7 +92,7 @@ def _loss(model, series, mean, rng) -> torch.Tensor:
     pictures = inputs(series.images[rows], mean)
     if rng.random() < 0.5:
         pictures = pictures.flip(-1)
-    with torch.autocast("cpu", torch.bfloat16):
+    with loop.half():
         named, thumbnail = model(pictures)
     labels = torch.from_numpy(series.labels[rows]).float()
     truth = F.adaptive_avg_pool2d(pictures, THUMBNAIL) / 64

@@ -29,7 +29,7 @@ OWN = [*ROOT.glob("*.py"), *(ROOT / "utils").rglob("*.py"), *(ROOT / "mini_nsd")
 # boto3, jinja2 and pytest bring them, and decide their versions.
 CARRIED = {"botocore", "urllib3", "markupsafe", "packaging"}
 CARRIERS = {"boto3"}  # listed for the botocore that it brings
-TOOLS = {"ruff"}  # run, not imported
+TOOLS = {"ruff", "pytest-xdist"}  # run, not imported
 STAGES = ("make_subjmri.py", "make_subjstim.py --featname c --use_stim each --npy", "ridge.py --target c --roi early",
           "ridge.py --target c --roi ventral",
           "combine_roi_predictions.py --target c --rois early ventral --weights equal")
