@@ -55,7 +55,7 @@ def test_img2img_is_ddim_as_written_out(model, stimuli):
     start = images.to_network(stimuli[:1], model.size)
     noise = diffusion.sample_noise(42, 0, 0, (4, 16, 16))[None]
     text = model.embed(["a red ball"])
-    fast = model.img2img(start, text, noise, steps=10, progress=False)
+    fast = model.img2img(model.encode(start), text, noise, steps=10, progress=False)
     assert torch.allclose(fast, by_hand(model, start, text, noise, 0.8, 10, 5.0), atol=2e-3)
 
 
@@ -66,7 +66,7 @@ class TrueInputs:
         self.model, self.latents, self.c = model, model.encode(model.prepare(stimuli)), model.caption_features(captions)
 
     def start(self, rows):
-        return self.model.start_image(self.latents[rows])
+        return self.model.start_latents(self.latents[rows])
 
     def text(self, rows):
         return self.c[rows]
@@ -114,8 +114,8 @@ def test_better_solvers_end_where_ddim_ends(model, stimuli, solver):
     start = images.to_network(stimuli[:1], model.size)
     noise = diffusion.sample_noise(42, 0, 0, (4, 16, 16))[None]
     text = model.embed(["a red ball"])
-    reference = model.img2img(start, text, noise, steps=250, guidance=1.0, progress=False)
-    few = model.img2img(start, text, noise, steps=25, guidance=1.0, solver=solver, progress=False)
+    reference = model.img2img(model.encode(start), text, noise, steps=250, guidance=1.0, progress=False)
+    few = model.img2img(model.encode(start), text, noise, steps=25, guidance=1.0, solver=solver, progress=False)
     assert (few - reference).abs().mean() < 0.03
 
 

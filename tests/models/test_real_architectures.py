@@ -71,7 +71,7 @@ def test_stable_diffusion_1_4_has_the_sizes_of_the_contract(checkpoint):
     text = model.caption_features([["a red ball", "a ball"]])
     assert text.shape == (1, 77, 768) and text.numel() == 59_136
     noise = diffusion.sample_noise(42, 0, 0, (4, 64, 64))[None]
-    pixels = model.img2img(model.start_image(latents.flatten(1)), text, noise, strength=0.5, steps=2, progress=False)
+    pixels = model.img2img(model.start_latents(latents.flatten(1)), text, noise, strength=0.5, steps=2, progress=False)
     assert pixels.shape == (1, 3, 512, 512)
     assert images.to_pixels(pixels).shape == (1, 512, 512, 3)
 

@@ -7,7 +7,7 @@ from utils.features import extraction
 from utils.generate import captioning, depth_maps, diffusion
 from utils.models import checkpoints, loading
 from utils.nsd import s3, stimulus_file, trials
-from utils.occlusion import occluders
+from utils.occlusion import occluded_stimuli
 from utils.ridge import decoded_features
 from utils.storage import arrays, picture_files, provenance, text_files, writing
 
@@ -70,11 +70,11 @@ class Inputs:
         return f" --subject {self.ws.subject}{dataset}" + decoded_features.flags(self.args)
 
     def start(self, rows):
-        """(n, 3, size, size) in [-1, 1] that the test images `rows` start from; None for pure noise."""
+        """(n, 4, h, w) latents that the test images `rows` start from; None for pure noise."""
         if self.pictures:
             pictures = [images.load(self._made(self.ws.gan_image(row, *self.own))) for row in rows]
-            return images.to_network(pictures, self.model.size)
-        return None if self.latents is None else self.model.start_image(torch.from_numpy(_finite(self.latents, rows)))
+            return self.model.encode(images.to_network(pictures, self.model.size))
+        return None if self.latents is None else self.model.start_latents(torch.from_numpy(_finite(self.latents, rows)))
 
     def text(self, rows):
         """(n, tokens, width) embeddings that the test images `rows` are conditioned on; None for no conditioning."""
@@ -130,6 +130,9 @@ def add_arguments(parser, dataset):
                         help="auto: float16 on a GPU, bfloat16 on a CPU that has it, else float32")
     parser.add_argument("--scheduler", choices=diffusion.SCHEDULERS, default="ddim", help="solver (default: ddim)")
     parser.add_argument("--steps", type=int, default=diffusion.STEPS, help="steps of the whole schedule (default: 50)")
+    parser.add_argument("--size", choices=diffusion.SIZES, default="own",
+                        help="of the pictures: the checkpoint's own, 512 px for Stable Diffusion 1.4, or the decoded "
+                        "latent's, 320 px, in a third of the time (default: own)")
     parser.add_argument("--strength", type=float, default=diffusion.STRENGTH,
                         help="share of the schedule that the start image is noised to (default: 0.8)")
     parser.add_argument("--guidance", type=float, default=diffusion.GUIDANCE,
@@ -143,7 +146,7 @@ def reconstruct(args):
     method = "cvpr" if args.method == "latent" else args.method
     role = "sd_depth" if method == "depth" else "sd"
     dtype = loading.precision(args.precision, device)
-    model = diffusion.LatentDiffusion(loading.stable_diffusion(device, dtype, role))
+    model = diffusion.LatentDiffusion(loading.stable_diffusion(device, dtype, role), args.size)
     inputs = Inputs(args, ws, method, model)
     chosen = cli.image_range(args.imgidx, inputs.count, "test image")
     folder = ws.samples(run)
@@ -214,11 +217,11 @@ def check_precision(folder, args, dtype):
 
 
 def options(args):
-    """The options that make a run's images what they are; --precision auto is none,
-    but what it comes to on a device is."""
+    """The options that make a run's images what they are; --precision auto is none, but what it comes to on a device
+    is; nor is --size own, which runs of before it was a flag do not name."""
     return {name: getattr(args, name) for name in (
         "dataset", "conditioning", "true_features", "shuffle_trials", "seed", "scheduler", "steps", "strength",
-        "guidance", "precision") if (name, getattr(args, name)) != ("precision", "auto")}
+        "guidance", "precision", "size") if (name, getattr(args, name)) not in (("precision", "auto"), ("size", "own"))}
 
 
 def save_originals(args, ws, folder, chosen):
@@ -226,7 +229,7 @@ def save_originals(args, ws, folder, chosen):
     wanted = [(layout.original_image,
                lambda: stimulus_file.Stimuli(stimulus_file.stimuli_path(s3.Root.from_env(), args.workdir)))]
     if args.dataset == "occluded":
-        wanted.append((layout.occluded_image, lambda: occluders.open_occluded(occluders.path_of(args))))
+        wanted.append((layout.occluded_image, lambda: occluded_stimuli.open_occluded(occluded_stimuli.path_of(args))))
     stims = trials.test_stimuli(ws)
     for path, open_stimuli in wanted:
         missing = [image for image in chosen if not path(folder, image).exists()]

@@ -15,7 +15,7 @@ from utils.evaluate import network_features
 from utils.generate import depth_maps, gan_inversion, reconstruction
 from utils.models import checkpoints
 from utils.nsd import object_keys, s3, stimulus_file, trials
-from utils.occlusion import occluders
+from utils.occlusion import occluded_stimuli
 from utils.ridge import decoded_features, fit_targets
 from utils.storage import arrays, feature_shards, image_features, provenance, text_files
 
@@ -167,10 +167,10 @@ def _occluded(args):
         raise Problem(f"{path.name} holds the stimuli of {' '.join(made['subjects'])}, not yet of "
                       f"{' '.join(lacking)}", "")
     seen = [layout.Workspace(args.workdir, subject).stims_ave for subject in args.subject or ()]
-    whole, wanted = _stimuli_read(args), {"options": options}
+    whole, wanted = _stimuli_read(args), {"options": options, "on_read": args.on_read or None}
     if path.exists() and whole.exists():
         with stimulus_file.Stimuli(whole) as stimuli:
-            wanted["input"] = occluders.fingerprint(stimuli)
+            wanted["input"] = occluded_stimuli.fingerprint(stimuli)
     return Step([path], [(layout.sidecar(path), wanted)], [whole, *seen], [path],
                 note=f"{parts} parts" if parts else "")
 
@@ -178,14 +178,14 @@ def _occluded(args):
 def _shards(args, names, role, own):
     """Shards of features; `own` {name: attributes}. What makes them stands in the shards themselves."""
     folders = [getattr(args, "outdir", None) or layout.features(args.workdir, name) for name in names]
-    occluded = occluders.path_of(args)
+    occluded = occluded_stimuli.path_of(args)
     ids = arrays.read_npy(layout.Workspace.of(args).stims_ave) if args.subject else None
     if args.imgidx:
         chosen = cli.image_range(args.imgidx, object_keys.STIMULI, "stimulus")
         ids = np.arange(chosen.start, chosen.stop) if ids is None else ids[(ids >= chosen.start) & (ids < chosen.stop)]
     images = {"stimuli": args.dataset}
     if args.dataset == "occluded" and Path(occluded).exists():
-        with occluders.open_occluded(occluded) as stimuli:
+        with occluded_stimuli.open_occluded(occluded) as stimuli:
             images["occlusion"] = str(stimuli.settings)
             ids = None if ids is None else np.intersect1d(ids, stimuli.ids)
     missing, count = 0, 0
