@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,6 +215,32 @@ def test_the_richer_methods_run_to_the_end_whole_and_occluded(served, work, ws):
     captions = ws.captions().read_text().splitlines()
     assert len(captions) == np.load(ws.stims_ave_test).sum() and all(captions)
     assert not layout.sample_image(ws.samples("text"), 2, 0).exists()
+
+
+def test_a_night_runs_to_the_end_keeps_no_occluded_images_and_is_then_checked_as_done(served, work, tmp_path):
+    night = ["--subject", SUBJECT, "--workdir", tmp_path, "--gpu", "-1", "--preset", "night", "--datasets", "nsd",
+             "occluded", "--usefeat", "clip", "--skip", "evaluate.py", "make_figures.py", "make_report.py"]
+    for name in ("mrifeat", layout.stimuli(work).name, layout.sidecar(layout.stimuli(work)).name):
+        copy = shutil.copytree if (work / name).is_dir() else shutil.copy2
+        copy(work / name, tmp_path / name)
+    run("run_pipeline.py", *night, environment=served)
+    made = layout.Workspace(tmp_path, SUBJECT)
+    options = text_files.read_json(layout.manifest(made.samples("cvpr-occluded")))["options"]
+    assert (options["scheduler"], options["steps"], options["size"]) == ("unipc", 5, "feature")
+    assert not layout.sample_image(made.samples("cvpr"), 0, 1).exists()
+    with h5py.File(layout.occluded_stimuli(tmp_path)) as file, h5py.File(layout.occluded_stimuli(work)) as images:
+        assert "imgBrick" not in file
+        covered = images["mask"][0]
+    shown, whole = (np.asarray(Image.open(path)).astype(int) for path in (
+        layout.occluded_image(made.samples("cvpr-occluded"), 0), layout.original_image(made.samples("cvpr"), 0)))
+    inside = np.asarray(Image.fromarray(covered).resize((512, 512))) > 0
+    assert (shown[inside] == 0).mean() > 0.95 and (shown == whole)[~inside].mean() > 0.95
+    matrix = made.subject_features("each", "c_occluded")
+    assert matrix.stat().st_size < 0.6 * next(work.rglob(matrix.name)).stat().st_size
+    said = run("run_pipeline.py", *night, "--check", environment=served).stdout
+    assert "nothing is missing" in said
+    rows = [line for line in said.splitlines() if ".py " in line]
+    assert [line.split()[0] for line in rows if not line.endswith("done")] == []
 
 
 def test_the_records_name_model_revision_and_inputs(ws):

@@ -163,10 +163,10 @@ def _write(shards, done, computed, attributes):
         shards.write(lacking, computed[np.isin(done, lacking)], attributes)
 
 
-def add_store(parser):
+def add_store(parser, default="float16"):
     """--store: the dtype of the numbers in the shards, for features whose size is a burden."""
-    parser.add_argument("--store", choices=["float16", "float32"], default="float16",
-                        help="precision in which features are kept (default: float16; the shards say so)")
+    parser.add_argument("--store", choices=["float16", "float32"], default=default,
+                        help=f"precision in which features are kept (default: {default}; the shards say so)")
 
 
 def stored(tensor, dtype):

@@ -14,7 +14,8 @@ from utils.storage import arrays, picture_files, provenance, text_files, writing
 torch = lazy.module("torch")
 
 N_SAMPLES = 5  # per image
-AUTO_BATCH = {"cuda": 32, "mps": 8, "cpu": 16}  # samples denoised at once
+AUTO_BATCH = {"cuda": 32, "mps": 8}  # samples denoised at once
+CPU_PIXELS = 16 * 128 ** 2  # of them on a CPU: more would only take memory
 ROI_OF = {"init_latent": "early", "c": "ventral"}  # Takagi & Nishimoto (CVPR 2023), §3.4
 # What each method starts from, is conditioned on, and takes as a further channel (arXiv 2306.11536).
 START = {"cvpr": "latent", "text": "latent", "gan": "picture", "depth": "picture"}
@@ -155,7 +156,8 @@ def reconstruct(args):
     save_originals(args, ws, folder, chosen)
 
     items = [(image, sample) for image in chosen for sample in range(args.n_samples)]
-    size = extraction.batch_size(args, device, AUTO_BATCH, lambda: model.probe(extra_channels=int(inputs.depths)),
+    auto = AUTO_BATCH | {"cpu": max(1, CPU_PIXELS // model.size ** 2)}
+    size = extraction.batch_size(args, device, auto, lambda: model.probe(extra_channels=int(inputs.depths)),
                                  model.sliced_decode())
     batches = [items[start:start + size] for start in range(0, len(items), size)]
     with cli.progress(desc=run, total=len(items), unit="sample") as bar:

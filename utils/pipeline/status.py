@@ -175,15 +175,15 @@ def _occluded(args):
                 note=f"{parts} parts" if parts else "")
 
 
-def _shards(args, names, role, own):
-    """Shards of features; `own` {name: attributes}. What makes them stands in the shards themselves."""
+def _shards(args, names, role, own, more=None):
+    """Shards of features; `own` {name: attributes}, `more` of all. What makes them stands in the shards themselves."""
     folders = [getattr(args, "outdir", None) or layout.features(args.workdir, name) for name in names]
     occluded = occluded_stimuli.path_of(args)
     ids = arrays.read_npy(layout.Workspace.of(args).stims_ave) if args.subject else None
     if args.imgidx:
         chosen = cli.image_range(args.imgidx, object_keys.STIMULI, "stimulus")
         ids = np.arange(chosen.start, chosen.stop) if ids is None else ids[(ids >= chosen.start) & (ids < chosen.stop)]
-    images = {"stimuli": args.dataset}
+    images = {"stimuli": args.dataset} | (more or {})
     if args.dataset == "occluded" and Path(occluded).exists():
         with occluded_stimuli.open_occluded(occluded) as stimuli:
             images["occlusion"] = str(stimuli.settings)
@@ -205,7 +205,8 @@ def _shards(args, names, role, own):
 
 def _sd(args):
     latent, c = (layout.of_dataset(name, args.dataset) for name in ("init_latent", "c"))
-    return _shards(args, [latent, c], "sd", {c: {"captions": args.captions}})
+    stored = {} if args.store == "float32" else {"stored": args.store}
+    return _shards(args, [latent, c], "sd", {c: {"captions": args.captions} | stored}, stored)
 
 
 def _blip(args):
