@@ -38,7 +38,11 @@ def main(argv=None):
     parser.add_argument("--n_samples", type=int, metavar="N", help="samples per image (default: the stage's own)")
     parser.add_argument("--steps", type=int, metavar="N", help="diffusion steps (default: the stage's own)")
     parser.add_argument("--scheduler", metavar="NAME", help="diffusion solver (default: the stage's own)")
-    parser.add_argument("--size", choices=diffusion.SIZES, help="of the pictures (default: the stage's own)")
+    parser.add_argument("--size", type=float, metavar="SHARE",
+                        help="side at which pictures are made, as a share of the checkpoint's own (default: 1)")
+    parser.add_argument("--start", choices=diffusion.STARTS, help="how latents are enlarged (default: picture)")
+    parser.add_argument("--guided_below", type=float, metavar="SHARE",
+                        help="share of the noise schedule below which steps are guided (default: 1)")
     parser.add_argument("--store", choices=["float16", "float32"],
                         help="precision in which init_latent and c are kept (default: float32)")
     parser.add_argument("--occlude_on_read", action="store_true",
@@ -67,13 +71,14 @@ def main(argv=None):
     presets.apply(args)
 
     steps = stages.plan(args)
-    if args.status:
-        show_status(steps)
-        return
-    if args.check:
-        from utils.pipeline import check
+    if args.status or args.check:
+        from utils.pipeline import check, graph
 
-        sys.exit(0 if check.run(steps, arguments, args) else 1)
+        planned = graph.of(steps, arguments)
+        if args.status:
+            show_status(planned)
+            return
+        sys.exit(0 if check.run(planned, args) else 1)
     for number, command in enumerate(steps, start=1):
         print(f"[{number}/{len(steps)}] python {shlex.join(command)}", flush=True)
         if not args.dry_run:
@@ -88,9 +93,9 @@ def show_status(steps):
     from utils.pipeline import status
 
     states = []
-    for number, (command, state, note) in enumerate(status.of(steps, arguments), start=1):
+    for number, (step, (state, note)) in enumerate(zip(steps, status.of(steps), strict=True), start=1):
         states.append(state)
-        print(f"{state:<8}[{number}/{len(steps)}] python {shlex.join(command)}"
+        print(f"{state:<8}[{number}/{len(steps)}] python {shlex.join(step.command)}"
               + (f"\n          {note}" if note else ""))
     print(", ".join(f"{states.count(state)} {state}" for state in status.STATES))
 

@@ -16,6 +16,7 @@ from benchmarks import _shared, slow_link, subjmri
 from tests import tiny_nsd
 from utils import images, layout
 from utils.models import architectures
+from utils.pipeline import costs
 
 DRAW = 0
 PART = 1_024           # dims of a ridge that are decoded
@@ -57,10 +58,10 @@ def precision():
     return loading.precision("auto", torch.device("cpu"))
 
 
-def stable_diffusion(size="own"):
+def stable_diffusion(share=1.0):
     from utils.generate import diffusion
 
-    return diffusion.LatentDiffusion(_shared.real(precision()).checkpoint, size)
+    return diffusion.LatentDiffusion(_shared.real(precision()).checkpoint, share)
 
 
 # data over a home connection
@@ -260,24 +261,26 @@ def ridge(args, study):
 
 
 def sampling(args, study):
-    """One guided step of two latents, and the VAE's work at both ends of one picture."""
+    """One pass of the UNet for one latent, one for two, and the VAE's work at both ends of one picture."""
     import torch
 
     model = stable_diffusion(args.size)
     side = model.latent_side
-    latents, text = torch.randn(2, 4, side, side), torch.randn(2, *model.text_shape)
+    text = torch.randn(2, *model.text_shape)
 
-    @torch.inference_mode()
-    def step():
-        model.checkpoint.unet(latents.to(model.dtype), 500, encoder_hidden_states=text.to(model.dtype))
+    def step(count):
+        with torch.inference_mode():
+            model.checkpoint.unet(torch.randn(count, 4, side, side).to(model.dtype), 500,
+                                  encoder_hidden_states=text[:count].to(model.dtype))
 
     def ends():
-        model.start_latents(torch.randn(1, 6_400))
+        model.start_latents(torch.randn(1, 6_400), args.start)
         images.to_pixels(model.decode(torch.randn(1, 4, side, side)))
-    stepped, around = timed(step), timed(ends)
-    steps = min(args.steps, int(args.steps * args.strength))
-    return {"diffusion_decoding.py": Measured("1 guided step, 1 start, 1 decoding", stepped + around,
-                                              study.test * args.n_samples * (steps * stepped + around))}
+    guided, plain, around = timed(lambda: step(2)), timed(lambda: step(1)), timed(ends)
+    with_guidance, without = costs.passes(args)
+    return {"diffusion_decoding.py": Measured(
+        "a step with and without guidance, start, decoding", guided + plain + around,
+        study.test * args.n_samples * (with_guidance * guided + without * plain + around))}
 
 
 def judge(args, study, samples):

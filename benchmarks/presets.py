@@ -25,35 +25,34 @@ from utils.pipeline import presets  # noqa: E402
 
 JUDGES = ("clip", "inception", "alexnet5")
 SEED, BATCH = 42, 16
-# (solver, steps, size, samples), beside the presets'.
-OTHERS = [("ddim", 50, "own", 1), ("ddim", 10, "own", 1), ("dpm", 20, "own", 2), ("dpm", 10, "own", 1),
-          ("dpm", 5, "own", 1), ("unipc", 10, "own", 1), ("unipc", 5, "own", 1), ("unipc", 4, "own", 1),
-          ("dpm", 10, "feature", 1), ("dpm", 5, "feature", 1), ("unipc", 5, "feature", 1), ("unipc", 4, "feature", 1),
-          ("unipc", 3, "feature", 1)]
+WAY = ("scheduler", "steps", "n_samples", "size", "start", "guided_below")
+# Beside the presets', from the paper's to the night's and beyond it.
+OTHERS = [("ddim", 50, 1, 1, "picture", 1), ("unipc", 10, 1, 1, "picture", 1), ("unipc", 5, 1, 1, "picture", 1),
+          ("dpm", 5, 1, 1, "picture", 1), ("ddim", 5, 1, 1, "picture", 1), ("unipc", 5, 1, 1, "latent", 1),
+          ("unipc", 5, 1, 1, "latent", 0.6), ("unipc", 5, 1, 0.8125, "latent", 1), ("unipc", 4, 1, 1, "latent", 1),
+          ("unipc", 5, 1, 0.75, "latent", 0.6), ("unipc", 5, 1, 0.625, "latent", 0.6)]
 
 
 def ways(few):
-    """{label: (solver, steps, size, samples)}; the paper's first."""
-    found = {f"--preset {name}": tuple(preset[key] for key in ("scheduler", "steps", "size", "n_samples"))
-             for name, preset in presets.PRESETS.items()}
-    others = {f"{solver} {steps}, {size}, {samples} sample{'s'[:samples > 1]}": (solver, steps, size, samples)
-              for solver, steps, size, samples in OTHERS}
+    """{label: WAY's values}; the paper's first."""
+    found = {f"--preset {name}": tuple(preset[key] for key in WAY) for name, preset in presets.PRESETS.items()}
+    others = {f"{way[0]} {way[1]}, size {way[3]:g}, {way[4]}, guided {way[5]:g}": way for way in OTHERS}
     return found if few else found | others
 
 
-def made(models, latents, text, solver, steps, size, samples):
+def made(latents, text, solver, steps, samples, size, start, guided_below):
     """((n, samples, H, W, 3) uint8, seconds an image) of the test images."""
-    model = models[size]
+    model = diffusion.LatentDiffusion(small(torch.float32).checkpoint, size)
     shape = (model.latent_channels, model.latent_side, model.latent_side)
     items = [(image, sample) for image in range(len(latents)) for sample in range(samples)]
     began, pictures = time.perf_counter(), []
-    for start in range(0, len(items), BATCH):
-        part = items[start:start + BATCH]
+    for first in range(0, len(items), BATCH):
+        part = items[first:first + BATCH]
         rows = [image for image, _ in part]
         noise = torch.stack([diffusion.sample_noise(SEED, *item, shape) for item in part])
-        pixels = model.img2img(model.start_latents(torch.from_numpy(latents[rows])),
+        pixels = model.img2img(model.start_latents(torch.from_numpy(latents[rows]), start),
                                torch.from_numpy(text[rows]).reshape(-1, *model.text_shape), noise, steps=steps,
-                               solver=solver, progress=False)
+                               solver=solver, guided_below=guided_below, progress=False)
         pictures.append(images.to_pixels(pixels))
     seconds = (time.perf_counter() - began) / len(latents)
     return np.concatenate(pictures).reshape(len(latents), samples, *pictures[0].shape[1:]), seconds
@@ -95,20 +94,19 @@ def main():
     latents, text = (np.load(ws.scores([roi], name))[:args.images] for name, roi in reconstruction.ROI_OF.items())
     originals = np.stack([images.load(layout.original_image(ws.samples("cvpr"), index))
                           for index in range(len(latents))])
-    models = {size: diffusion.LatentDiffusion(small(torch.float32).checkpoint, size) for size in diffusion.SIZES}
     judges = judging_networks.Evaluators(JUDGES, torch.device("cpu"))
     seen = judges(originals)
     print(f"SIMULATED subject, {len(latents)} test images, whole, CVPR method; value [95% over images], and below it "
           "the difference from --preset paper\n")
-    print(f"{'':<30}{'s/image':>8}" + "".join(f"{name:>24}" for name in (*JUDGES, "PixCorr")))
+    print(f"{'':<42}{'s/image':>8}" + "".join(f"{name:>24}" for name in (*JUDGES, "PixCorr")))
     paper = None
     for label, way in ways(args.few).items():
-        pictures, seconds = made(models, latents, text, *way)
+        pictures, seconds = made(latents, text, *way)
         values = measures(judges, originals, seen, pictures)
         paper = values if paper is None else paper
         digits = {name: 3 if name == "PixCorr" else 1 for name in values}
-        print(f"{label:<30}{seconds:>8.2f}" + "".join(f"{shown(values[name], digits[name]):>24}" for name in values))
-        print(f"{'':<38}" + "".join(f"{shown(values[name] - paper[name], digits[name]):>24}" for name in values),
+        print(f"{label:<42}{seconds:>8.2f}" + "".join(f"{shown(values[name], digits[name]):>24}" for name in values))
+        print(f"{'':<50}" + "".join(f"{shown(values[name] - paper[name], digits[name]):>24}" for name in values),
               flush=True)
 
 

@@ -14,7 +14,7 @@ from utils import layout
 from utils.errors import Problem
 from utils.nsd import object_keys, s3, stimulus_file
 from utils.occlusion import occluded_stimuli, occluders
-from utils.pipeline import status
+from utils.pipeline import graph, status
 from utils.storage import arrays
 
 HEIGHT, WIDTH = 40, 56
@@ -346,7 +346,7 @@ def nsd_root(request, tmp_path, monkeypatch):
 
 def status_of(*flags):
     command = ["generate_occluded_images.py", *map(str, flags)]
-    return next(status.of([command], run_pipeline.arguments))[1:]
+    return next(status.of(graph.of([command], run_pipeline.arguments)))
 
 
 def test_stimuli_are_found_where_the_other_stages_find_them_and_only_seen_ones_are_made(run, nsd_root):

@@ -34,17 +34,14 @@ class Row:
     cost: costs.Cost
 
 
-def run(steps, arguments, args):
-    """Print the screen; returns whether the run can begin.
-
-    steps: commands. arguments(command) → the arguments that it would run with. args: of run_pipeline.py.
-    """
-    plan = [(command, arguments(command)) for command in steps]
+def run(steps, args):
+    """Print the screen; returns whether the run can begin. steps: of `graph.of`. args: of run_pipeline.py."""
+    plan = [(step.command, step.args) for step in steps]
     root, problem = _root()
     what, unanswered, link = study.from_root(root, problem, args.subject)
     here = machine.probe(args.workdir, args.gpu)
     priced = costs.Costs(what, here, link, bool(root and root.local), plan)
-    states = [state for _, state, _ in status.of(steps, arguments)]
+    states = [state for state, _ in status.of(steps)]
     rows, todo = _rows(plan, states, priced)
     fetched = _checkpoints(todo)
     missing = [*([(unanswered.what, unanswered.todo)] if unanswered else _keys(root, todo)), *_weights(todo, fetched),

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from utils import cli
 from utils.evaluate import papers_table
-from utils.generate import gan_inversion
+from utils.generate import diffusion, gan_inversion
 from utils.models import architectures, checkpoints
 from utils.nsd import object_keys
 from utils.ridge import cross_validation, fit_targets
 
 LIBRARIES = 0.45e9    # bytes that torch and the others take, loaded
 CAPTIONS = 5          # that an image of COCO has, about
+FEATURE_AREA = diffusion.FEATURE_SHARE ** 2
 PICTURE = 0.4e6       # bytes of a PNG of 512 px
 SAVED, LOADED = 0.06, 0.012  # s that such a PNG takes
 SAMPLING = ("diffusion_decoding.py", "diffusion_decoding_occluded.py")
@@ -24,7 +25,7 @@ SPEED = {"unet": 1.0, "encode": 1.0, "decode": 1.0, "text": 0.9, "blip": 0.9, "c
          "vgg19": 0.8, "generator": 0.6, "inception": 0.5, "alexnet": 0.4, "clip": 0.9, "efficientnet": 0.15,
          "swav": 0.4}
 # Bytes that one item holds on its way through a network at most, in float32, beside the weights.
-HELD = {"sampling": 1.1e9, "sampling at feature size": 0.5e9, "encode at feature size": 0.9e9, "decode": 1.6e9}
+HELD = {"sampling": 1.1e9, "encode at feature size": 0.9e9, "decode": 1.6e9}
 # Of a ridge: operations of a factorisation in units of side³, bases that a dim's losses need (see ridge_decoder) for
 # many alphas and for three, matrices in double precision that are held.
 FACTOR, BASES, FEW_BASES, GRAMS = 9.0, 8.0, 4.0, 7.0
@@ -216,17 +217,26 @@ def _images(costs, args):
     return max(0, min(stop, costs.study.test) - start)
 
 
+def passes(args):
+    """(steps with guidance, steps without) of a sample."""
+    steps = max(1, min(args.steps, int(args.steps * args.strength)))
+    # Solvers space their steps evenly over the schedule, nearly: the first of all lies at its end.
+    guided = sum((step + 1) / args.steps <= args.guided_below + 1e-9 for step in range(steps))
+    return (0, steps) if args.guidance == 1 else (guided, steps - guided)
+
+
 def _sampling(costs, args):
     count = _images(costs, args)
     samples, occluded = count * args.n_samples, args.dataset == "occluded"
-    steps = max(1, min(args.steps, int(args.steps * args.strength))) * (1 if args.guidance == 1 else 2)
-    if args.size == "feature":
-        counted = {"unet_at_feature_size": steps * samples, "decode_at_feature_size": samples}
-        item = HELD["sampling at feature size"]
-    else:
-        counted = {"unet": steps * samples, "decode": samples, "encode": samples, "decode_at_feature_size": samples}
-        item = HELD["sampling"]
-    held = costs.weights("unet", "vae", "text") + costs.small() * item
+    guided, plain = passes(args)
+    # Between the two sizes at which operations were counted, by area.
+    area = (args.size ** 2 - FEATURE_AREA) / (1 - FEATURE_AREA)
+    counted = {}
+    for name, items in (("unet", 2 * guided + plain), ("decode", 1), ("encode", args.start == "picture")):
+        counted[name], counted[f"{name}_at_feature_size"] = area * items * samples, (1 - area) * items * samples
+    if args.start == "picture":
+        counted["decode_at_feature_size"] += samples
+    held = costs.weights("unet", "vae", "text") + costs.small() * args.size ** 2 * HELD["sampling"]
     return Cost(disk=PICTURE * (samples + (2 if occluded else 1) * count), memory=LIBRARIES + held, gpu=held,
                 seconds=costs.networks(**counted) + costs.plain(SAVED * (samples + (2 if occluded else 1) * count)))
 

@@ -119,7 +119,7 @@ class Commands:
     def evaluated(self, *run):
         """Reconstruct, extract the evaluation's features, and identify."""
         sampling = ["--seed", str(self.args.seed), *self.images]
-        for name in ("n_samples", "steps", "scheduler", "size"):
+        for name in ("n_samples", "steps", "scheduler", "size", "start", "guided_below"):
             if getattr(self.args, name) is not None:
                 sampling += [f"--{name}", str(getattr(self.args, name))]
         return [
