@@ -8,6 +8,7 @@ steps with five samples (`--preset paper`): identification by three networks and
 images, and what is lost against the paper's way, image by image, with its interval. Seconds are of the small models.
 """
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -91,6 +92,7 @@ def main():
     ws = layout.Workspace(args.workdir, "subj01")
     if not ws.samples("cvpr").is_dir():
         raise SystemExit(f"{ws.samples('cvpr')} does not exist: run make demo first")
+    os.environ["NSD_MODELS"] = "tiny"
     latents, text = (np.load(ws.scores([roi], name))[:args.images] for name, roi in reconstruction.ROI_OF.items())
     originals = np.stack([images.load(layout.original_image(ws.samples("cvpr"), index))
                           for index in range(len(latents))])

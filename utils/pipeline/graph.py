@@ -10,7 +10,7 @@ from utils import cli, layout
 from utils.features import extraction
 from utils.generate import depth_maps, gan_inversion, reconstruction
 from utils.nsd import trials
-from utils.occlusion import occluded_stimuli
+from utils.occlusion import occluded_stimuli, occluded_viewing
 from utils.ridge import decoded_features
 
 
@@ -245,7 +245,7 @@ def _completion(args):
              layout.annotations(args.workdir)]
     for name in reconstruction.ROI_OF:
         reads += _matrices(ws, name)
-    return reads, [ws.completion, layout.occluded_viewing_copy(args.workdir, "nsddata_stimuli")]
+    return reads, [ws.completion, layout.occluded_viewing_copy(args.workdir, occluded_viewing.SHOWN_KEY).parent]
 
 
 def _evaluation(args):
