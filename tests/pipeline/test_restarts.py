@@ -207,6 +207,21 @@ def test_one_process_waits_for_the_other_and_says_so(start, whole, work):
     assert contents(work) == contents(whole[0])
 
 
+@pytest.mark.parametrize("stage, size, folder", [
+    ("images", 4, "image-cvpr"), ("gan", 2, "gan_recon_img"), ("depth", 2, "dpt_fromemb"),
+    ("features", 4, "../identification")])
+def test_a_run_cut_anywhere_gives_the_bytes_of_one(start, run, work, stage, size, folder):
+    command = [*STAGES[stage], "--batch_size", size]
+    without(work, f"decoded/{folder}" if stage != "depth" else f"decoded/{SUBJECT}/{folder}")
+    run(command, work)
+    expected = contents(work)
+    without(work, f"decoded/{folder}" if stage != "depth" else f"decoded/{SUBJECT}/{folder}")
+    halves = [start([*command, "--imgidx", *cut], work) for cut in ((0,), (1, 3))]
+    ends = [half.wait() for half in halves]
+    assert [status for status, *_ in ends] == [0, 0], ends
+    assert contents(work) == expected
+
+
 # no room, no permission
 
 

@@ -80,6 +80,11 @@ def alone(folder, name, wait=True, said="waiting for another process that makes 
                  "another may have made the same meanwhile")
 
 
+def is_held(folder, name):
+    """True if another block, of this process or another, has what `alone` would have to wait for."""
+    return _barring(Path(folder), name, None) is not None
+
+
 class _Claim:
     """This process's claim. created: the file system's time at which it was made, in seconds."""
 
