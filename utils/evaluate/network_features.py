@@ -10,7 +10,6 @@ from utils.models import loading
 from utils.nsd import trials
 from utils.storage import arrays, image_features, locks, mounts, provenance, text_files, writing
 
-
 EVERY = sys.maxsize  # images; a run without --imgidx keeps the other processes' ranges out, and they it
 
 
@@ -36,7 +35,7 @@ def extract(args):
         with parts.alone():
             for each in (folder, folder / "networks"):
                 writing.sweep(each)
-            networks = _claim_networks(folder, judges.identities() | loading.arithmetic(judges.device), args.overwrite)
+            _claim_networks(folder, parts, judges.identities() | loading.arithmetic(judges.device), args.overwrite)
             if args.overwrite and chosen is None:
                 # The record is the same: what is made now could not be told from what was there.
                 parts.clear()
@@ -52,6 +51,7 @@ def extract(args):
     with parts.alone():
         # Each process that joins writes the whole file anew: the last one does it for all.
         if args.npy or not locks.is_held(folder, locks.items(0, EVERY)):
+            networks = text_files.read_json(layout.manifest(folder / "networks"))
             for name in sorted({*args.usefeat, *parts.features()}):
                 parts.assemble(name, networks[judging_networks.role(name)])
             parts.clear()
@@ -74,16 +74,15 @@ def _asked_for(args, ws, run, chosen):
     def lacking():
         there = pictures_of(samples, chosen)
         repeats = 1 + max((what for _, what in there if what != image_features.ORIGINAL), default=0)
-        images = sorted({image for image, _ in there}) if chosen is None else chosen
-        return [(image, what) for image in images for what in (image_features.ORIGINAL, *range(repeats))
+        asked = sorted({image for image, _ in there}) if chosen is None else chosen
+        return [(image, what) for image in asked for what in (image_features.ORIGINAL, *range(repeats))
                 if (image, what) not in there]
     missing = mounts.patiently(lacking, samples)
     pictures = pictures_of(samples, chosen)
     if chosen is None and not pictures:
         raise Problem(f"{samples} holds no pictures", f"run {stage} first")
     if missing:
-        images = {image for image, _ in missing}
-        what = (f"{samples} lacks {len(missing)} pictures of {len(images)} images (the first is "
+        what = (f"{samples} lacks pictures of {len({image for image, _ in missing})} images (the first is "
                 f"{layout.image_stem(*missing[0])}.png)")
         if chosen is not None:
             raise Problem(what, f"run {stage} --imgidx {' '.join(map(str, args.imgidx))} first")
@@ -126,11 +125,11 @@ def _compute(args, run, pictures, judges, parts, there):
     return len(lacking)
 
 
-def _claim_networks(folder, wanted, overwrite):
-    """Say which networks judge and how they multiply, and return
-    {role: identity} of those that ever did in this folder.
+def _claim_networks(folder, parts, wanted, overwrite):
+    """Say which networks judge and how they multiply: {role: identity} of those that ever did in this folder.
 
-    Raises Problem if one is another than before; with overwrite the features it left are removed.
+    Raises Problem if one is another than before; with overwrite the features it left are removed, of all pictures, and
+    all features if they were multiplied otherwise.
     """
     path = layout.manifest(folder / "networks")
     known = text_files.read_json(path) if path.exists() else {}
@@ -139,10 +138,13 @@ def _claim_networks(folder, wanted, overwrite):
         raise Problem("{} was made with {} {}, now {}".format(path.parent, *differ),
                       "pass --overwrite to make it again, or use another --workdir")
     changed = {role for role, network in wanted.items() if known.get(role, network) != network}
-    _remove(folder, [name for name in layout.EVALUATION_FEATURES if judging_networks.role(name) in changed])
+    roles = {judging_networks.role(name) for name in layout.EVALUATION_FEATURES}
+    gone = [name for name in layout.EVALUATION_FEATURES if judging_networks.role(name) in changed or changed - roles]
+    if gone:
+        _remove(folder, gone)
+        parts.drop(gone)
     if known | wanted != known:
         text_files.write_json(path, known | wanted)
-    return known | wanted
 
 
 def _remove(folder, names):

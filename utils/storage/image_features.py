@@ -110,6 +110,18 @@ class Parts:
     def clear(self):
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def drop(self, names):
+        """Remove some features from the parts."""
+        for path in self.found():
+            with hdf5.File(path, "run img2feat_decoded.py", AGAIN) as file:
+                held = {name for name in layout.EVALUATION_FEATURES if name in file}
+            if not held - set(names):
+                path.unlink()
+            elif held & set(names):
+                with writing.atomic(path) as temporary, h5py.File(temporary, "w") as new, h5py.File(path) as old:
+                    for name in sorted(held - set(names)):
+                        old.copy(name, new)
+
     def write(self, features):
         """One batch. features: {feature: {picture: (dims,)}}."""
         size = sum(vector.nbytes for each in features.values() for vector in each.values())

@@ -64,6 +64,7 @@ def alone(folder, name, wait=True, said="waiting for another process that makes 
             if claim is not None:
                 claim.withdraw()
                 claim = None
+            clock = _clock(folder) if clock is None else clock
             tries += 1
             if not wait and tries >= TRIES:
                 raise Held(barring)
@@ -127,7 +128,7 @@ class _Claim:
 def _barring(folder, name, clock, mine=None):
     """The path of a living claim that bars `name`; dead ones are removed on the way.
 
-    clock: what to add to time.monotonic() to have the file system's time; None if that is not known yet.
+    clock: what to add to time.monotonic() to have the file system's time; None where this machine's is to do.
     """
     found = None
     for path in sorted(folder.glob(".*.lock")):
