@@ -250,6 +250,15 @@ def test_a_sample_has_the_same_place_in_a_batch_of_the_same_size_whatever_the_cu
     assert found[0] == found[1]
 
 
+def test_pictures_of_two_ranges_overwritten_otherwise_side_by_side_are_those_of_one_process(start, run, work, tmp_path):
+    command = [*STAGES["images"], "--seed", "7", "--overwrite"]
+    one = shutil.copytree(work, tmp_path / "one")
+    run(command, one)
+    ends = [half.wait() for half in [start([*command, "--imgidx", *cut], work) for cut in CUTS]]
+    assert [status for status, *_ in ends] == [0, 0], ends
+    assert contents(work) == contents(one)
+
+
 def test_pictures_of_a_range_that_are_not_there_are_named_and_without_a_range_said(start, run, work):
     without(work, "identification")
     layout.sample_image(layout.Workspace(work, SUBJECT).samples("cvpr"), 2, 1).unlink()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import layout
+from utils import layout, system
 from utils.errors import Problem
 from utils.storage import arrays, hdf5, mounts, provenance, writing
 
@@ -42,7 +42,7 @@ class Shards:
                     if known is None or known[0] != signature:
                         self._known[path] = signature, self._ids(path)
                         self._old.pop(path, None)
-                except (hdf5.Gone, FileNotFoundError):
+                except hdf5.Gone:
                     gone.add(path)
             for path in gone:
                 self._known.pop(path, None)
@@ -73,7 +73,7 @@ class Shards:
         for pause in PAUSES:
             try:
                 return attempt()
-            except (hdf5.Gone, FileNotFoundError):
+            except hdf5.Gone:
                 time.sleep(pause)
                 self.refresh()
         return attempt()
@@ -126,7 +126,7 @@ class Shards:
         """{file name: size in bytes} of the files that hold `stimuli`: a cheap sign that they were written anew."""
         def sizes():
             paths = {self._where[int(stimulus)][0] for stimulus in stimuli}
-            return {path.name: path.stat().st_size for path in sorted(paths)}
+            return {path.name: _signature(path)[-1] for path in sorted(paths)}
         return self._retried(sizes)
 
     def item_shape(self):
@@ -197,9 +197,9 @@ class Shards:
         there = self._where.keys() | {int(stimulus) for stimulus in new}
         for path, (signature, ids) in list(self._old.items()):
             if there >= set(ids):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(hdf5.Gone):
                     if path != keep and _signature(path) == signature:
-                        path.unlink()
+                        path.unlink(missing_ok=True)
                 del self._old[path]
 
     def read(self, stimuli, made_by):
@@ -243,10 +243,17 @@ def _meets(path, start, stop):
 
 
 def _signature(path):
-    """What tells a file from another of its name. Opened, and not only looked at: a network disk then asks its server
-    about it."""
-    with open(path, "rb") as file:
-        found = os.fstat(file.fileno())
+    """What tells a file from another of its name, its size in bytes last. Opened, and not only looked at: a network
+    disk then asks its server about it."""
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+    except PermissionError as error:
+        raise Problem(f"{path} may not be read", "check its permissions") from error
+    except OSError as error:
+        if system.is_gone(error):
+            raise hdf5.Gone(f"{path} is missing", "run its stage again") from error
+        raise
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 

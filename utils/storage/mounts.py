@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TABLE = Path("/proc/self/mountinfo")
-# Options by which `flock` is kept to one machine: nfs(5), mount.lustre(8), mount.cifs(8), mount.ocfs2(8), gfs2(5).
+# Options by which `flock` is kept to one machine: nfs(5), mount.lustre(8), mount.cifs(8); ocfs2, gfs2 and afs in the
+# kernel's documentation.
 LOCAL_LOCKS = {"nfs": ("nolock", "local_lock=flock", "local_lock=all"), "lustre": ("localflock",),
-               "cifs": ("nobrl",), "ocfs2": ("localflocks",), "gfs2": ("localflocks",)}
+               "cifs": ("nobrl",), "ocfs2": ("localflocks",), "gfs2": ("localflocks",), "afs": ("flock=local",)}
 MEND = {"nfs": "mount it with local_lock=none, without nolock; NFS before version 4 takes lockd and statd",
         "lustre": "mount it with -o flock", "cifs": "mount it without nobrl",
         "ocfs2": "mount it without localflocks", "gfs2": "mount it without localflocks",
-        "beegfs": "set tuneUseGlobalFileLocks = true in beegfs-client.conf"}
+        "afs": "mount it without flock=local"}
 # A directory's listing may be cached on each client for up to a minute (acdirmax of nfs(5), actimeo of mount.cifs(8)).
 STALE_LISTINGS = ("nfs", "cifs", "fuse", "9p", "virtiofs", "afs", "beegfs")
 # Object stores in a disk's clothes: what one machine has created, another need not see, and a rename is a copy.
