@@ -22,6 +22,7 @@ def main(argv=None, dataset="nsd"):
     parser.add_argument("--captions", choices=["coco", "blip"], default="coco",
                         help="caption by people (default), or by BLIP from the occluded image "
                         "(img2feat_blip_occlusion.py)")
+    extraction.add_store(parser, default="float32")
     args = cli.parse(parser, argv)
 
     stimuli, attributes = extraction.open_stimuli(args)
@@ -33,14 +34,15 @@ def main(argv=None, dataset="nsd"):
     model = diffusion.LatentDiffusion(loading.stable_diffusion(device, dtype))
     batch = extraction.batch_size(args, device, extraction.AUTO_BATCH, lambda: model.caption_features([PROBE]),
                                   model.sliced_encode())
+    stored = {} if args.store == "float32" else {"stored": args.store}
     extraction.extract(
-        args, stimuli, attributes, "sd", layout.of_dataset("init_latent", args.dataset), dtype,
-        lambda pixels, _: extraction.as_numpy(model.encode(pixels)), batch,
+        args, stimuli, attributes | stored, "sd", layout.of_dataset("init_latent", args.dataset), dtype,
+        lambda pixels, _: extraction.stored(model.encode(pixels), args.store), batch,
         prepare=lambda ids: model.prepare(stimuli.read(ids)),
     )
     extraction.extract(
-        args, stimuli, origin, "sd", layout.of_dataset("c", args.dataset), dtype,
-        lambda texts, _: extraction.as_numpy(model.caption_features(texts)), batch,
+        args, stimuli, origin | stored, "sd", layout.of_dataset("c", args.dataset), dtype,
+        lambda texts, _: extraction.stored(model.caption_features(texts), args.store), batch,
         prepare=lambda ids: [captions[stimulus] for stimulus in ids],
     )
 

@@ -2,7 +2,8 @@
 
 Every command is printed before it runs, so that any of them can be repeated by hand. Finished work is not redone.
 With --status nothing runs: each step is said to be done, partial, stale (made otherwise than it would be now, or of
-inputs that changed since) or missing.
+inputs that changed since) or missing. With --check nothing runs either: what each step will fetch, write, hold and take
+on this machine is estimated, and what is missing is said with what mends it; it exits with 1 if something is.
 
 Reads   NSD (NSD_ROOT) and the checkpoints (NSD_MODELS)
 Writes  everything below --workdir
@@ -14,8 +15,9 @@ import time
 from pathlib import Path
 
 from utils import cli, layout
+from utils.generate import diffusion
 from utils.models import checkpoints
-from utils.pipeline import stages
+from utils.pipeline import presets, stages
 
 HERE = Path(__file__).resolve().parent
 
@@ -30,9 +32,21 @@ def main(argv=None):
     cli.add_imgidx(parser, "the test images to reconstruct")
     parser.add_argument("--methods", nargs="+", choices=layout.METHODS, default=["cvpr"], help="default: cvpr")
     parser.add_argument("--datasets", nargs="+", choices=layout.DATASETS, default=["nsd"], help="default: nsd")
+    parser.add_argument("--preset", choices=presets.PRESETS,
+                        help="paper: 5 samples of 50 DDIM steps, what the stages do by themselves; night: the least "
+                        "work that loses next to nothing on the simulated subject, for a laptop (docs/night.md)")
     parser.add_argument("--n_samples", type=int, metavar="N", help="samples per image (default: the stage's own)")
     parser.add_argument("--steps", type=int, metavar="N", help="diffusion steps (default: the stage's own)")
     parser.add_argument("--scheduler", metavar="NAME", help="diffusion solver (default: the stage's own)")
+    parser.add_argument("--size", type=float, metavar="SHARE",
+                        help="side at which pictures are made, as a share of the checkpoint's own (default: 1)")
+    parser.add_argument("--start", choices=diffusion.STARTS, help="how latents are enlarged (default: picture)")
+    parser.add_argument("--guided_below", type=float, metavar="SHARE",
+                        help="share of the noise schedule below which steps are guided (default: 1)")
+    parser.add_argument("--store", choices=["float16", "float32"],
+                        help="precision in which init_latent and c are kept (default: float32)")
+    parser.add_argument("--occlude_on_read", action="store_true",
+                        help="keep no file of occluded images: each is occluded when it is read")
     cli.add_usefeat(parser, "features to extract and to identify by")
     parser.add_argument("--prompt", metavar="WAY", help="what captions start from (default: the stages' own)")
     parser.add_argument("--batch_size", type=int, metavar="N",
@@ -46,16 +60,25 @@ def main(argv=None):
     parser.add_argument("--skip", nargs="+", default=[], metavar="SCRIPT",
                         help="leave these out, for instance make_report.py")
     parser.add_argument("--dry_run", action="store_true", help="print the commands only")
+    parser.add_argument("--check", action="store_true",
+                        help="say what each step will fetch, write, hold and take on this machine, and what is "
+                        "missing; run nothing (docs/night.md)")
     parser.add_argument("--status", action="store_true",
                         help="say what is done, partial, stale or missing; run nothing")
     args = cli.parse(parser, argv)
     if args.batch_size is not None and args.batch_size < 1:
         parser.error("--batch_size must be at least 1")
+    presets.apply(args)
 
     steps = stages.plan(args)
-    if args.status:
-        show_status(steps)
-        return
+    if args.status or args.check:
+        from utils.pipeline import check, graph
+
+        planned = graph.of(steps, arguments)
+        if args.status:
+            show_status(planned)
+            return
+        sys.exit(0 if check.run(planned, args) else 1)
     for number, command in enumerate(steps, start=1):
         print(f"[{number}/{len(steps)}] python {shlex.join(command)}", flush=True)
         if not args.dry_run:
@@ -70,9 +93,9 @@ def show_status(steps):
     from utils.pipeline import status
 
     states = []
-    for number, (command, state, note) in enumerate(status.of(steps, arguments), start=1):
+    for number, (step, (state, note)) in enumerate(zip(steps, status.of(steps), strict=True), start=1):
         states.append(state)
-        print(f"{state:<8}[{number}/{len(steps)}] python {shlex.join(command)}"
+        print(f"{state:<8}[{number}/{len(steps)}] python {shlex.join(step.command)}"
               + (f"\n          {note}" if note else ""))
     print(", ".join(f"{states.count(state)} {state}" for state in status.STATES))
 

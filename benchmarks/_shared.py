@@ -95,7 +95,7 @@ def extract_as_published(model, stimulus, captions):
     text = model.caption_features([captions])
     noise = diffusion.sample_noise(42, 0, 0, model.latent_shape)[None]
     pictures = diffusion.enlarge(model.decode(latent), model.feature_size)
-    model.img2img(pictures, text, noise, progress=False)
+    model.img2img(model.encode(pictures), text, noise, progress=False)
 
 
 def vgg19_and_generator(device):

@@ -249,7 +249,7 @@ def samples(bench):
         noise = torch.randn(count, model.latent_channels, model.latent_side, model.latent_side)
 
         def sample():
-            return model.img2img(model.start_image(start.to(model.device)), text, noise, steps=steps, solver=solver,
+            return model.img2img(model.start_latents(start.to(model.device)), text, noise, steps=steps, solver=solver,
                                  progress=False).cpu()
         bench.measured(f"batch {count}, {named(dtype)}, {steps} steps of {solver}", sample, count, "samples/s", dtype,
                        group="samples", reference=count == 1, repeats=1)

@@ -64,7 +64,7 @@ def solvers(workdir, count):
                      for name, roi in (("init_latent", "early"), ("c", "ventral")))
     originals = judges(np.stack([images.load(layout.original_image(ws.samples("cvpr"), index))
                                  for index in range(count)]))
-    start = model.start_image(torch.from_numpy(latents))
+    start = model.start_latents(torch.from_numpy(latents))
     noise = torch.stack([diffusion.sample_noise(42, index, 0, (4, model.latent_side, model.latent_side))
                          for index in range(count)])
     conditioning = torch.from_numpy(text).reshape(-1, *model.text_shape)

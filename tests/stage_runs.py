@@ -92,8 +92,8 @@ def _stage(argv, environment, reply, kill_at, settings):
     _count_renames(count, kill_at)
     if settings.get("shard"):
         from utils.features import extraction
-        from utils.occlusion import occluders
-        extraction.SHARD, occluders.PART_IMAGES = settings["shard"], 10 * settings["shard"]
+        from utils.occlusion import occluded_stimuli
+        extraction.SHARD, occluded_stimuli.PART_IMAGES = settings["shard"], 10 * settings["shard"]
     if settings.get("file_size"):
         resource.setrlimit(resource.RLIMIT_FSIZE, (settings["file_size"],) * 2)
     if settings.get("disk"):

@@ -9,6 +9,7 @@ from mini_nsd import scene_rendering, scene_sampling
 from utils import images
 from utils.generate import diffusion, reconstruction
 from utils.models import loading
+from utils.pipeline import costs
 
 CPU = torch.device("cpu")
 
@@ -55,8 +56,42 @@ def test_img2img_is_ddim_as_written_out(model, stimuli):
     start = images.to_network(stimuli[:1], model.size)
     noise = diffusion.sample_noise(42, 0, 0, (4, 16, 16))[None]
     text = model.embed(["a red ball"])
-    fast = model.img2img(start, text, noise, steps=10, progress=False)
+    fast = model.img2img(model.encode(start), text, noise, steps=10, progress=False)
     assert torch.allclose(fast, by_hand(model, start, text, noise, 0.8, 10, 5.0), atol=2e-3)
+
+
+def test_steps_at_high_noise_can_go_without_guidance_and_that_is_counted(model, stimuli, monkeypatch):
+    guidances, predict = [], diffusion.LatentDiffusion.predict
+
+    def noted(self, latents, timestep, empty, conditioning, guidance, extra=None):
+        guidances.append(guidance)
+        return predict(self, latents, timestep, empty, conditioning, guidance, extra)
+    monkeypatch.setattr(diffusion.LatentDiffusion, "predict", noted)
+    start = model.encode(images.to_network(stimuli[:1], model.size))
+    noise = diffusion.sample_noise(42, 0, 0, (4, 16, 16))[None]
+    for solver in diffusion.SCHEDULERS:
+        for steps, below in ((5, 0.6), (8, 0.5), (5, 0.0)):
+            guidances.clear()
+            model.img2img(start, model.embed(["a red ball"]), noise, steps=steps, guided_below=below, solver=solver,
+                          progress=False)
+            asked = argparse.Namespace(steps=steps, strength=0.8, guidance=5.0, guided_below=below)
+            guided, plain = costs.passes(asked)
+            assert abs(guidances.count(5.0) - guided) <= (steps > 5) and len(guidances) == guided + plain
+            assert guidances == sorted(guidances)  # without first, then with
+
+
+def test_pictures_can_be_made_smaller_and_a_latent_be_enlarged_without_the_vae(model, stimuli):
+    smaller = diffusion.LatentDiffusion(model.checkpoint, 0.8125)
+    assert (smaller.latent_side, smaller.size, smaller.feature_size) == (13, 104, model.feature_size)
+    latents = model.encode(model.prepare(stimuli[:2]))
+    for each in (model, smaller):
+        through_pictures, as_it_is = (each.start_latents(latents.flatten(1), how) for how in diffusion.STARTS)
+        assert through_pictures.shape == as_it_is.shape == (2, 4, each.latent_side, each.latent_side)
+        assert torch.corrcoef(torch.stack([through_pictures.flatten(), as_it_is.flatten()]))[0, 1] > 0.9
+    noise = torch.stack([diffusion.sample_noise(42, index, 0, (4, 13, 13)) for index in range(2)])
+    made = smaller.img2img(smaller.start_latents(latents, "latent"), smaller.embed(["a", "b"]), noise, steps=5,
+                           solver="unipc", progress=False)
+    assert made.shape == (2, 3, 104, 104) and images.to_pixels(made).shape == (2, 512, 512, 3)
 
 
 class TrueInputs:
@@ -66,7 +101,7 @@ class TrueInputs:
         self.model, self.latents, self.c = model, model.encode(model.prepare(stimuli)), model.caption_features(captions)
 
     def start(self, rows):
-        return self.model.start_image(self.latents[rows])
+        return self.model.start_latents(self.latents[rows])
 
     def text(self, rows):
         return self.c[rows]
@@ -76,7 +111,7 @@ class TrueInputs:
 
 
 def test_a_sample_does_not_depend_on_its_batch(model, stimuli):
-    args = argparse.Namespace(seed=42, strength=0.8, steps=8, guidance=5.0, scheduler="ddim")
+    args = argparse.Namespace(seed=42, strength=0.8, steps=8, guidance=5.0, guided_below=1.0, scheduler="ddim")
     inputs = TrueInputs(model, stimuli, [["a red ball"], ["a blue cube", "a cube"], ["a ring"]])
     batch = [(image, sample) for image in range(3) for sample in range(2)]
     together = images.to_pixels(reconstruction.denoise(model, args, inputs, batch))
@@ -114,8 +149,8 @@ def test_better_solvers_end_where_ddim_ends(model, stimuli, solver):
     start = images.to_network(stimuli[:1], model.size)
     noise = diffusion.sample_noise(42, 0, 0, (4, 16, 16))[None]
     text = model.embed(["a red ball"])
-    reference = model.img2img(start, text, noise, steps=250, guidance=1.0, progress=False)
-    few = model.img2img(start, text, noise, steps=25, guidance=1.0, solver=solver, progress=False)
+    reference = model.img2img(model.encode(start), text, noise, steps=250, guidance=1.0, progress=False)
+    few = model.img2img(model.encode(start), text, noise, steps=25, guidance=1.0, solver=solver, progress=False)
     assert (few - reference).abs().mean() < 0.03
 
 

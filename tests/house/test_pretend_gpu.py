@@ -73,7 +73,7 @@ def test_everything_else(kind, dtype, stimuli):
         told = extraction.as_numpy(model.caption_features([["a ball"]] * 2))
         noise = torch.stack([diffusion.sample_noise(0, i, 0, (4, model.latent_side, model.latent_side))
                              for i in range(2)])
-        start, told = model.start_image(torch.from_numpy(latents)), torch.from_numpy(told)
+        start, told = model.start_latents(torch.from_numpy(latents)), torch.from_numpy(told)
         # On a processor without half precision a step in it takes ten times as long.
         more = [(start, told, "dpm"), (None, told, "unipc"), (start, None, "ddim")] if dtype == torch.float32 else []
         made = [images.to_pixels(model.img2img(begin, text, noise, steps=2, solver=solver, progress=False))

@@ -13,22 +13,11 @@ from mini_nsd import scene_rendering, scene_sampling
 from utils import images
 from utils.evaluate import judging_networks
 from utils.generate import diffusion
-from utils.models import checkpoints, loading
+from utils.models import architectures, checkpoints, loading
 from utils.nsd import object_keys
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
-# CompVis/stable-diffusion-v1-4, as in its folders' config.json
-VAE = dict(block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-           up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, norm_num_groups=32,
-           sample_size=512)
-UNET = dict(sample_size=64, block_out_channels=(320, 640, 1280, 1280), cross_attention_dim=768, attention_head_dim=8,
-            layers_per_block=2, down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
-TEXT = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=49408,
-            max_position_embeddings=77, projection_dim=768, hidden_act="quick_gelu")
-SCHEDULE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
-                steps_offset=1, set_alpha_to_one=False, clip_sample=False)
 
 
 def write_stable_diffusion(folder):
@@ -37,10 +26,10 @@ def write_stable_diffusion(folder):
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(0)
-    AutoencoderKL(**VAE).to(torch.bfloat16).save_pretrained(folder / "sd/vae")
-    UNet2DConditionModel(**UNET).to(torch.bfloat16).save_pretrained(folder / "sd/unet")
-    CLIPTextModel(CLIPTextConfig(**TEXT)).to(torch.bfloat16).save_pretrained(folder / "sd/text_encoder")
-    DDIMScheduler(**SCHEDULE).save_pretrained(folder / "sd/scheduler")
+    AutoencoderKL(**architectures.VAE).to(torch.bfloat16).save_pretrained(folder / "sd/vae")
+    UNet2DConditionModel(**architectures.UNET).to(torch.bfloat16).save_pretrained(folder / "sd/unet")
+    CLIPTextModel(CLIPTextConfig(**architectures.TEXT)).to(torch.bfloat16).save_pretrained(folder / "sd/text_encoder")
+    DDIMScheduler(**architectures.SCHEDULE).save_pretrained(folder / "sd/scheduler")
     target = folder / "sd/tokenizer"
     target.mkdir(exist_ok=True)
     for path in (checkpoints.TINY / "sd/tokenizer").iterdir():
@@ -71,7 +60,7 @@ def test_stable_diffusion_1_4_has_the_sizes_of_the_contract(checkpoint):
     text = model.caption_features([["a red ball", "a ball"]])
     assert text.shape == (1, 77, 768) and text.numel() == 59_136
     noise = diffusion.sample_noise(42, 0, 0, (4, 64, 64))[None]
-    pixels = model.img2img(model.start_image(latents.flatten(1)), text, noise, strength=0.5, steps=2, progress=False)
+    pixels = model.img2img(model.start_latents(latents.flatten(1)), text, noise, strength=0.5, steps=2, progress=False)
     assert pixels.shape == (1, 3, 512, 512)
     assert images.to_pixels(pixels).shape == (1, 512, 512, 3)
 

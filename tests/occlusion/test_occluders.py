@@ -13,8 +13,8 @@ from tests import tiny_nsd
 from utils import layout
 from utils.errors import Problem
 from utils.nsd import object_keys, s3, stimulus_file
-from utils.occlusion import occluders
-from utils.pipeline import status
+from utils.occlusion import occluded_stimuli, occluders
+from utils.pipeline import graph, status
 from utils.storage import arrays
 
 HEIGHT, WIDTH = 40, 56
@@ -127,7 +127,7 @@ def test_the_hdf5_is_laid_out_as_nsds_with_masks_and_says_what_made_it(stimuli, 
         assert file["mask"].dtype == bool and file["stim_ids"][:].tolist() == list(range(7))
         assert {key: file.attrs[key] for key in ("kind", "ratio", "place", "fill", "seed")} == {
             "kind": "patches", "ratio": 0.3, "place": "random", "fill": "noise", "seed": 7}
-    with occluders.OccludedStimuli(out) as occluded:
+    with occluded_stimuli.OccludedStimuli(out) as occluded:
         order = [5, 0, 3]
         shown, masks = occluded.read(order), occluded.masks(order)
         for index, image, hidden in zip(order, shown, masks):
@@ -145,8 +145,8 @@ def test_an_image_is_the_same_whatever_the_range_and_the_form(stimuli, tmp_path,
     assert run("--input_path", path, "--output_path", tmp_path / "all.h5", *options).returncode == 0
     assert run("--input_path", path, "--output_path", tmp_path / "some.h5", "--imgidx", 3, 6, *options).returncode == 0
     assert run("--h5_path", path, "--outdir", tmp_path / "png", "--start", 2, "--end", 5, *options).returncode == 0
-    with occluders.OccludedStimuli(tmp_path / "all.h5") as whole, \
-            occluders.OccludedStimuli(tmp_path / "some.h5") as some:
+    with occluded_stimuli.OccludedStimuli(tmp_path / "all.h5") as whole, \
+            occluded_stimuli.OccludedStimuli(tmp_path / "some.h5") as some:
         assert some.ids.tolist() == [3, 4, 5] and some.count == 6
         assert np.array_equal(some.read([3, 4, 5]), whole.read([3, 4, 5]))
         assert sorted(image.name for image in (tmp_path / "png").glob("*.png")) == [
@@ -156,9 +156,32 @@ def test_an_image_is_the_same_whatever_the_range_and_the_form(stimuli, tmp_path,
             assert np.array_equal(png, whole.read([index])[0])
 
 
+def test_images_that_are_occluded_on_reading_are_those_that_would_have_been_written(stimuli, tmp_path, run):
+    path, images = stimuli
+    options = ("--input_path", path, "--place", "random", "--fill", "noise", "--occluder", "patches",
+               "--image_size", 30)
+    assert run("--output_path", tmp_path / "made.h5", *options).returncode == 0
+    assert run("--output_path", tmp_path / "said.h5", *options, "--on_read").returncode == 0
+    with occluded_stimuli.open_occluded(tmp_path / "made.h5") as made, \
+            occluded_stimuli.open_occluded(tmp_path / "said.h5") as said:
+        assert isinstance(said, occluded_stimuli.OccludedOnRead) and said.settings == made.settings
+        assert said.ids.tolist() == made.ids.tolist() and (said.shape, said.stop) == (made.shape, made.stop)
+        order = [5, 0, 3]
+        assert np.array_equal(said.read(order), made.read(order))
+        assert np.array_equal(said.masks(order), made.masks(order))
+        with pytest.raises(Problem, match="no image of 73k id 9"):
+            said.read([1, 9])
+    refused = run("--output_path", tmp_path / "said.h5", *options)
+    assert refused.returncode == 1 and "--overwrite" in refused.stderr
+    with h5py.File(path, "a") as file:
+        file["imgBrick"][0] = 255 - images[0]
+    with pytest.raises(Problem, match="was made for other images"):
+        occluded_stimuli.open_occluded(tmp_path / "said.h5")
+
+
 def test_a_killed_run_resumes_where_it_stopped_and_ends_byte_identical(stimuli, tmp_path, monkeypatch):
     path, _ = stimuli
-    monkeypatch.setattr(occluders, "PART_IMAGES", 2)
+    monkeypatch.setattr(occluded_stimuli, "PART_IMAGES", 2)
     wanted = {"options": {"kind": "bars", "ratio": 0.4, "place": "random", "fill": "noise", "seed": 1}, "input": {}}
     done = []
 
@@ -171,16 +194,16 @@ def test_a_killed_run_resumes_where_it_stopped_and_ends_byte_identical(stimuli, 
 
     with stimulus_file.Stimuli(path) as images:
         straight, resumed = tmp_path / "straight.h5", tmp_path / "resumed.h5"
-        assert occluders.write_hdf5(images, range(7), straight, wanted, False, die_at(0))
+        assert occluded_stimuli.write_hdf5(images, range(7), straight, wanted, False, die_at(0))
         done.clear()
         with pytest.raises(KeyboardInterrupt):
-            occluders.write_hdf5(images, range(7), resumed, wanted, False, die_at(6))
+            occluded_stimuli.write_hdf5(images, range(7), resumed, wanted, False, die_at(6))
         assert not resumed.exists()
         done.clear()
-        assert occluders.write_hdf5(images, range(7), resumed, wanted, False, die_at(0))
+        assert occluded_stimuli.write_hdf5(images, range(7), resumed, wanted, False, die_at(0))
         assert done == [2, 2, 1, 1, 1]
         assert resumed.read_bytes() == straight.read_bytes()
-        assert not occluders.write_hdf5(images, range(7), resumed, wanted, False, die_at(0))
+        assert not occluded_stimuli.write_hdf5(images, range(7), resumed, wanted, False, die_at(0))
 
 
 def test_finished_work_is_skipped_and_other_settings_are_refused(stimuli, tmp_path, run):
@@ -194,7 +217,7 @@ def test_finished_work_is_skipped_and_other_settings_are_refused(stimuli, tmp_pa
     assert "black" in line and "grey" in line and "--overwrite" in line
     assert "images" in refused(run("--input_path", path, "--output_path", out, "--imgidx", 0, 3))
     assert run("--input_path", path, "--output_path", out, "--fill", "grey", "--overwrite").returncode == 0
-    with occluders.OccludedStimuli(out) as occluded:
+    with occluded_stimuli.OccludedStimuli(out) as occluded:
         assert occluded.settings["fill"] == "grey" and occluded.settings["ratio"] == 0.3
 
 
@@ -218,7 +241,7 @@ def test_images_are_scaled_before_they_are_covered(stimuli, tmp_path, run):
     hidden = occluders.mask("bars", 0.3, "centre", 42, 3, (24, 24))
     expected = np.array(Image.fromarray(images[3]).resize((24, 24), Image.Resampling.LANCZOS))
     expected[hidden] = 0
-    with occluders.OccludedStimuli(out) as occluded:
+    with occluded_stimuli.OccludedStimuli(out) as occluded:
         assert occluded.shape == (7, 24, 24, 3) and occluded.settings["image_size"] == 24
         assert np.array_equal(occluded.read([3])[0], expected) and np.array_equal(occluded.masks([3])[0], hidden)
     assert np.array_equal(np.asarray(Image.open(folder / "000003.png")), expected)
@@ -233,29 +256,29 @@ def test_a_folder_of_pictures_is_as_the_file_of_the_same_images(stimuli, tmp_pat
     chosen = ["--occluder", "ellipse", "--fill", "noise"]
     assert run("--input_path", path, "--output_path", out, *chosen).returncode == 0
     assert run("--h5_path", path, "--outdir", folder, *chosen).returncode == 0
-    with occluders.open_occluded(out) as file, occluders.open_occluded(folder) as pictures:
+    with occluded_stimuli.open_occluded(out) as file, occluded_stimuli.open_occluded(folder) as pictures:
         assert str(pictures.settings) == str(file.settings) and pictures.count == file.count
         assert np.array_equal(pictures.ids, file.ids) and np.array_equal(pictures.read([5, 2]), file.read([5, 2]))
 
 
 def test_pictures_without_a_record_and_jpegs_are_read_and_nothing_is_guessed(tmp_path):
     with pytest.raises(Problem, match="holds no pictures like 000123.png or 000123.jpg"):
-        occluders.OccludedPictures(tmp_path)
+        occluded_stimuli.OccludedPictures(tmp_path)
     for index in (4, 9):
         Image.fromarray(np.full((8, 8, 3), 20 * index, np.uint8)).save(tmp_path / f"{index:06}.jpg")
-    pictures = occluders.OccludedPictures(tmp_path)
+    pictures = occluded_stimuli.OccludedPictures(tmp_path)
     assert pictures.ids.tolist() == [4, 9] and pictures.count == 10
     assert np.abs(pictures.read([9])[0].astype(int) - 180).max() <= 2
     with pytest.raises(Problem, match="no image of 73k id 5"):
         pictures.read([5])
     before = pictures.settings
     Image.new("RGB", (9, 8)).save(tmp_path / "000009.jpg")
-    assert occluders.OccludedPictures(tmp_path).settings != before
+    assert occluded_stimuli.OccludedPictures(tmp_path).settings != before
     with pytest.raises(Problem, match="000009.jpg is"):
-        occluders.OccludedPictures(tmp_path).read([4, 9])
+        occluded_stimuli.OccludedPictures(tmp_path).read([4, 9])
     Image.new("RGB", (8, 8)).save(tmp_path / "000009.png")
     with pytest.raises(Problem, match="are one stimulus"):
-        occluders.OccludedPictures(tmp_path)
+        occluded_stimuli.OccludedPictures(tmp_path)
 
 
 def test_bad_input_is_one_line_and_leaves_nothing(stimuli, tmp_path, run):
@@ -291,14 +314,14 @@ def test_a_range_past_the_end_goes_to_the_last_image_and_says_so(stimuli, tmp_pa
 def test_a_foreign_or_broken_file_of_occluded_stimuli_is_refused(stimuli, tmp_path):
     path, _ = stimuli
     with pytest.raises(Problem, match="no stim_ids or no mask"):
-        occluders.OccludedStimuli(path)
+        occluded_stimuli.OccludedStimuli(path)
     with pytest.raises(Problem, match="missing"):
-        occluders.OccludedStimuli(tmp_path / "none.hdf5")
+        occluded_stimuli.OccludedStimuli(tmp_path / "none.hdf5")
     short = tmp_path / "short.hdf5"
     with h5py.File(short, "w") as file:
         file["imgBrick"], file["mask"], file["stim_ids"] = np.zeros((2, 4, 4, 3), np.uint8), np.zeros((1, 4, 4)), [0, 1]
     with pytest.raises(Problem, match="no stim_ids or no mask"):
-        occluders.OccludedStimuli(short)
+        occluded_stimuli.OccludedStimuli(short)
 
 
 # NSD_ROOT and subjects
@@ -323,7 +346,7 @@ def nsd_root(request, tmp_path, monkeypatch):
 
 def status_of(*flags):
     command = ["generate_occluded_images.py", *map(str, flags)]
-    return next(status.of([command], run_pipeline.arguments))[1:]
+    return next(status.of(graph.of([command], run_pipeline.arguments)))
 
 
 def test_stimuli_are_found_where_the_other_stages_find_them_and_only_seen_ones_are_made(run, nsd_root):
@@ -331,7 +354,7 @@ def test_stimuli_are_found_where_the_other_stages_find_them_and_only_seen_ones_a
     assert status_of(*flags)[0] == status.MISSING
     made = run(*flags)
     assert made.returncode == 0 and "3 images" in made.stdout, made.stderr
-    with occluders.OccludedStimuli(layout.occluded_stimuli(nsd_root)) as stimuli:
+    with occluded_stimuli.OccludedStimuli(layout.occluded_stimuli(nsd_root)) as stimuli:
         assert stimuli.ids.tolist() == [1, 4, 6]
         first = stimuli.read([4])
     assert status_of(*flags)[0] == status.DONE
@@ -341,7 +364,7 @@ def test_stimuli_are_found_where_the_other_stages_find_them_and_only_seen_ones_a
                                 "nsd_stimuli_occluded.hdf5 holds the stimuli of subj01, not yet of subj02")
     assert "made with options" in refused(run(*both, "--occlusion_ratio", "0.4"))  # not what the file grows by
     assert run(*both).returncode == 0
-    with occluders.OccludedStimuli(layout.occluded_stimuli(nsd_root)) as stimuli:
+    with occluded_stimuli.OccludedStimuli(layout.occluded_stimuli(nsd_root)) as stimuli:
         assert stimuli.ids.tolist() == [1, 4, 6, 9]
         assert np.array_equal(stimuli.read([4]), first)
     assert "(were there)" in run(*flags).stdout and "(were there)" in run(*both).stdout

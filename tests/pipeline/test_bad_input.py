@@ -115,6 +115,7 @@ def test_a_reversed_range_is_refused_before_anything_is_read(tmp_path, monkeypat
 
 @pytest.mark.parametrize("flags, said",
                          [(["--guidance", "nan"], "no scale"), (["--strength", "1.5"], r"not in \(0, 1\]"),
+                          (["--size", "0"], "shares"), (["--guided_below", "1.5"], "shares"),
                           (["--n_samples", "0"], "at least 1"), (["--steps", "0"], "at least 1")])
 def test_settings_that_would_draw_nonsense_are_refused(tmp_path, flags, said):
     with pytest.raises(Problem, match=said):
@@ -212,7 +213,8 @@ def test_nan_in_a_decoded_feature_draws_no_picture():
     found = np.zeros((3, 4, 2, 2), np.float32)
     found[2, 1, 0, 0] = np.nan
     inputs = SimpleNamespace(captions=None, c=found, pictures=False, latents=found,
-                             model=SimpleNamespace(start_image=lambda latents: latents))
+                             model=SimpleNamespace(start_latents=lambda latents, how: latents),
+                             args=SimpleNamespace(start="picture"))
     for read in (reconstruction.Inputs.text, reconstruction.Inputs.start):
         read(inputs, [1])
         with pytest.raises(Problem, match="decoded features of test image 2 are not finite"):

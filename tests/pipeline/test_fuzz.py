@@ -24,7 +24,7 @@ from utils.errors import Problem
 from utils.features import extraction
 from utils.generate import captioning, gan_inversion
 from utils.nsd import atlases, coco_captions, experiment, nifti_volumes, object_keys, s3, stimulus_file, trials
-from utils.occlusion import occluded_pictures, occluded_viewing, occluders
+from utils.occlusion import occluded_pictures, occluded_stimuli, occluded_viewing
 from utils.report import figures
 from utils.storage import arrays, feature_shards, image_features, subject_matrices, text_files
 from utils.storage import hdf5 as h5
@@ -178,8 +178,8 @@ def stimuli(folder):
 
 @reader("occluded.hdf5", lambda: hdf5({"kind": "bars", "ratio": 0.3}, imgBrick=pixels(), stim_ids=np.arange(COUNT),
                                       mask=np.zeros((COUNT, SIDE, SIDE), bool)))
-def occluded_stimuli(folder):
-    with occluders.OccludedStimuli(folder / "occluded.hdf5") as found:
+def occluded_images(folder):
+    with occluded_stimuli.OccludedStimuli(folder / "occluded.hdf5") as found:
         ids = found.ids[:2]
         assert found.read(ids).dtype == np.uint8 and found.masks(ids).dtype == bool and str(found.settings)
 

@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import run_pipeline
 from mini_nsd import build, serve
+from tests import stage_runs
 from utils import layout
+from utils.pipeline import graph, presets, stages
 from utils.storage import feature_shards, text_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +26,9 @@ SUBJECT = "subj01"
 SAMPLING = ["--n_samples", "2", "--steps", "5", "--scheduler", "dpm"]
 EVERYTHING = ["--subject", SUBJECT, "--gpu", "-1", "--methods", "cvpr", "--datasets", "nsd", "occluded", "--controls",
               "--completion", *SAMPLING]
+
+RICHER = ["--subject", SUBJECT, "--gpu", "-1", "--methods", "text", "gan", "depth", "--datasets", "nsd", "occluded",
+          "--imgidx", "0", "2", *SAMPLING]
 
 
 def run(script, *arguments, environment, expect=0):
@@ -196,8 +203,7 @@ def test_combining_rois_writes_a_target_of_its_own(served, work, ws):
 
 def test_the_richer_methods_run_to_the_end_whole_and_occluded(served, work, ws):
     """Text, GAN and depth: the pictures differ from one another's, and every input is named."""
-    run("run_pipeline.py", "--subject", SUBJECT, "--workdir", work, "--gpu", "-1", "--methods", "text", "gan", "depth",
-        "--datasets", "nsd", "occluded", "--imgidx", "0", "2", *SAMPLING, environment=served)
+    run("run_pipeline.py", "--workdir", work, *RICHER, environment=served)
     for dataset in layout.DATASETS:
         names = [layout.run_name(method, dataset) for method in layout.METHODS]
         pictures = [np.asarray(Image.open(layout.sample_image(ws.samples(name), 0, 0))) for name in names]
@@ -216,7 +222,82 @@ def test_the_richer_methods_run_to_the_end_whole_and_occluded(served, work, ws):
     assert not layout.sample_image(ws.samples("text"), 2, 0).exists()
 
 
+def test_a_night_runs_to_the_end_keeps_no_occluded_images_and_is_then_checked_as_done(served, work, tmp_path):
+    night = ["--subject", SUBJECT, "--workdir", tmp_path, "--gpu", "-1", "--preset", "night", "--datasets", "nsd",
+             "occluded", "--usefeat", "clip", "--skip", "evaluate.py", "make_figures.py", "make_report.py"]
+    for name in ("mrifeat", layout.stimuli(work).name, layout.sidecar(layout.stimuli(work)).name):
+        copy = shutil.copytree if (work / name).is_dir() else shutil.copy2
+        copy(work / name, tmp_path / name)
+    run("run_pipeline.py", *night, environment=served)
+    made = layout.Workspace(tmp_path, SUBJECT)
+    options = text_files.read_json(layout.manifest(made.samples("cvpr-occluded")))["options"]
+    assert {name: options[name] for name in ("scheduler", "steps", "size", "start", "guided_below")} == {
+        name: presets.PRESETS["night"][name] for name in ("scheduler", "steps", "size", "start", "guided_below")}
+    assert not layout.sample_image(made.samples("cvpr"), 0, 1).exists()
+    with h5py.File(layout.occluded_stimuli(tmp_path)) as file, h5py.File(layout.occluded_stimuli(work)) as images:
+        assert "imgBrick" not in file
+        covered = images["mask"][0]
+    shown, whole = (np.asarray(Image.open(path)).astype(int) for path in (
+        layout.occluded_image(made.samples("cvpr-occluded"), 0), layout.original_image(made.samples("cvpr"), 0)))
+    inside = np.asarray(Image.fromarray(covered).resize((512, 512))) > 0
+    assert (shown[inside] == 0).mean() > 0.95 and (shown == whole)[~inside].mean() > 0.95
+    matrix = made.subject_features("each", "c_occluded")
+    assert matrix.stat().st_size < 0.6 * next(work.rglob(matrix.name)).stat().st_size
+    said = run("run_pipeline.py", *night, "--check", environment=served).stdout
+    assert "nothing is missing" in said
+    rows = [line for line in said.splitlines() if ".py " in line]
+    assert [line.split()[0] for line in rows if not line.endswith("done")] == []
+
+
 def test_the_records_name_model_revision_and_inputs(ws):
     record = json.loads(layout.sidecar(ws.scores(["early"], "init_latent")).read_text())
     assert record["features"]["model"] == "tiny/sd" and len(record["features"]["revision"]) == 32
     assert any("betas_tr" in path for path in record["inputs"])
+
+
+def kind(step):
+    """What a step is tried once of: its script, on whole or occluded images, by which method, of which features."""
+    names = ("dataset", "method", "true_features", "shuffle_trials", "featname", "target")
+    found = [getattr(step.args, name, None) for name in names]
+    several = [str(each).replace("dpt_emb0", "").replace("dpt_emb1", "").replace("dpt_emb2", "") for each in found]
+    return (step.command[0], *several)
+
+
+def test_every_step_runs_with_what_it_says_it_reads_and_writes_what_it_says(served, work, tmp_path):
+    """After the richer methods' test, which leaves their artifacts in `work`."""
+    tried = {}
+    for flags in (RICHER, EVERYTHING):
+        asked = run_pipeline.arguments(["run_pipeline.py", "--workdir", str(work), *flags])
+        tried |= {kind(step): step for step in graph.of(stages.plan(asked), run_pipeline.arguments)}
+    for number, step in enumerate(tried.values()):
+        alone = tmp_path / str(number)
+        for path in step.reads:
+            offered(path, work, alone)
+        given = files_of(alone)
+        command = list(step.command)
+        at = command.index("--workdir")
+        stage_runs.run(command[:at] + command[at + 2:], alone, None, environment=served)
+        wrote = files_of(alone) - given
+        writes = [alone / path.relative_to(work) for path in step.writes]
+        stray = [path for path in wrote if not any(path in (each, layout.sidecar(each)) or each in path.parents
+                                                   for each in writes)]
+        assert not stray, (step.command, stray)
+        expected = {alone / path.relative_to(work) for each in step.writes for path in files_of(each)}
+        assert not expected - wrote, (step.command, sorted(expected - wrote))
+        shutil.rmtree(alone)
+
+
+def offered(path, work, alone):
+    """Hard links of a file with its record, or of all files in a folder, in the folder of a step by itself."""
+    for each in files_of(path) | files_of(layout.sidecar(path)):
+        target = alone / each.relative_to(work)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(each, target)
+
+
+def files_of(path):
+    """The files at or below a path, but locks and what is hidden."""
+    found = path.rglob("*") if path.is_dir() else [path]
+    return {each for each in found if each.is_file() and not any(part.startswith(".") for part in each.parts[-3:])
+            and each.suffix != ".lock"}

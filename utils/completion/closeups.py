@@ -79,7 +79,7 @@ def make(args, model, shown, hidden, views, latents, conditioning):
             started = noise(args.seed, views[part], shape)
             text = torch.from_numpy(conditioning[part].reshape(-1, *model.text_shape))
             made["brain"].append(images.to_pixels(model.img2img(
-                model.start_image(torch.from_numpy(latents[part])), text, started, steps=args.steps,
+                model.start_latents(torch.from_numpy(latents[part])), text, started, steps=args.steps,
                 solver=args.scheduler, progress=False)))
             made["context"].append(inpainting.inpaint(model, shown[part], hidden[part], started))
             bar.update(len(started))

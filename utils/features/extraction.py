@@ -9,7 +9,7 @@ from utils import __version__, cli, images, layout, lazy, memory
 from utils.errors import Problem
 from utils.models import checkpoints, loading
 from utils.nsd import coco_captions, s3, stimulus_file, trials
-from utils.occlusion import occluders
+from utils.occlusion import occluded_stimuli
 from utils.storage import feature_shards, text_files, writing
 
 torch = lazy.module("torch")
@@ -65,14 +65,14 @@ def open_stimuli(args):
             raise Problem("--occluded_path or --occluded_dir with whole images", "pass --dataset occluded too")
         stimuli = stimulus_file.Stimuli(args.stimuli_path
                                         or stimulus_file.stimuli_path(s3.Root.from_env(), args.workdir))
-        if args.stimuli_path and occluders.is_occluded(args.stimuli_path):
+        if args.stimuli_path and occluded_stimuli.is_occluded(args.stimuli_path):
             raise Problem(f"{args.stimuli_path} holds occluded images",
                           f"pass --dataset occluded --occluded_path {args.stimuli_path}")
         attributes = {"stimuli": "nsd"}
     else:
         if args.stimuli_path:
             raise Problem("--stimuli_path with occluded images", "name their file with --occluded_path")
-        stimuli = occluders.open_occluded(occluders.path_of(args))
+        stimuli = occluded_stimuli.open_occluded(occluded_stimuli.path_of(args))
         attributes = {"stimuli": "occluded", "occlusion": stimuli.settings}
     if getattr(args, "subject", None) and getattr(args, "imgidx", None) is None:
         lacking = np.setdiff1d(_seen(args), stimuli.ids)
@@ -166,10 +166,10 @@ def _write(shards, done, computed, attributes):
         shards.write(lacking, computed[np.isin(done, lacking)], attributes)
 
 
-def add_store(parser):
+def add_store(parser, default="float16"):
     """--store: the dtype of the numbers in the shards, for features whose size is a burden."""
-    parser.add_argument("--store", choices=["float16", "float32"], default="float16",
-                        help="precision in which features are kept (default: float16; the shards say so)")
+    parser.add_argument("--store", choices=["float16", "float32"], default=default,
+                        help=f"precision in which features are kept (default: {default}; the shards say so)")
 
 
 def stored(tensor, dtype):

@@ -13,6 +13,7 @@ torch = lazy.module("torch")
 
 STRENGTH, STEPS, GUIDANCE = 0.8, 50, 5.0  # docs/algorithms.md#sampling; the original's diffusion_decoding.py
 FEATURE_SHARE = 320 / 512  # side of the image whose latent is decoded, as a share of the model's own size
+STARTS = ("picture", "latent")  # how a decoded latent becomes that of the start image, see `start_latents`
 SCHEDULERS = ("ddim", "dpm", "unipc")
 # What the VAE takes at once: two pictures of 512 px, whatever the batch; memory stays the same.
 VAE_PIXELS = 2 * 512 ** 2
@@ -37,16 +38,20 @@ def sample_noise(seed, image, sample, shape):
 
 
 class LatentDiffusion:
-    """The numerics around one checkpoint (`loading.StableDiffusion`). Every method takes and gives a batch."""
+    """The numerics around one checkpoint (`loading.StableDiffusion`). Every method takes and gives a batch.
 
-    def __init__(self, checkpoint):
+    share: side of the pictures that it makes, as a share of the size that the checkpoint was trained at. The published
+    method has 1, 512 px for Stable Diffusion; 416 px, 0.8125, are 60% of the work.
+    """
+
+    def __init__(self, checkpoint, share=1.0):
         self.checkpoint = checkpoint
         self.device, self.dtype = checkpoint.device, checkpoint.dtype
         self.factor = 2 ** (len(checkpoint.vae.config.block_out_channels) - 1)
         self.latent_channels = checkpoint.vae.config.latent_channels
-        self.latent_side = checkpoint.latent_side
+        self.feature_size = round(checkpoint.latent_side * self.factor * FEATURE_SHARE)
+        self.latent_side = round(checkpoint.latent_side * share)
         self.size = self.latent_side * self.factor
-        self.feature_size = round(self.size * FEATURE_SHARE)
         self.latent_shape = (self.latent_channels, self.feature_size // self.factor, self.feature_size // self.factor)
         self.text_shape = (checkpoint.tokenizer.model_max_length, checkpoint.text_encoder.config.hidden_size)
 
@@ -162,14 +167,27 @@ class LatentDiffusion:
         """Decoded latents at the feature size → (n, 3, size, size) in [-1, 1], the image that img2img starts from."""
         return enlarge(self.decode(latents.reshape(-1, *self.latent_shape)), self.size)
 
+    def start_latents(self, latents, how="picture"):
+        """Decoded latents at the feature size → (n, 4, h, w) latents of the model's size, which img2img starts from.
+
+        how: "picture", decoded, enlarged and encoded again, as published; "latent", enlarged as they are, which spares
+        two passes of the VAE.
+        """
+        if how == "picture":
+            return self.encode(self.start_image(latents))
+        found = latents.reshape(-1, *self.latent_shape).to(self.device)
+        return torch.nn.functional.interpolate(found, (self.latent_side, self.latent_side), mode="bicubic")
+
     @lazy.inference_mode
     def img2img(self, start, conditioning, noise, *, strength=STRENGTH, steps=STEPS, guidance=GUIDANCE,
-                solver="ddim", extra=None, progress=True):
+                guided_below=1.0, solver="ddim", extra=None, progress=True):
         """Noise the start images to `strength` of the schedule and denoise them under the conditioning.
 
-        start (n, 3, size, size) in [-1, 1], or None for pure noise (strength is then 1); conditioning
+        start (n, 4, h, w), the start images' latents, or None for pure noise (strength is then 1); conditioning
         (n, tokens, width), or None for the embedding of "" without guidance; noise (n, 4, h, w);
-        extra: channels concatenated to the UNet's input, (n, k, h, w), as the depth model takes.
+        extra: channels concatenated to the UNet's input, (n, k, h, w), as the depth model takes. guided_below: share of
+        the noise schedule below which steps are guided; above, one pass does (Kynkäänniemi et al. 2024 find guidance
+        at high noise to be of no use).
         Returns (n, 3, size, size) float32 in [-1, 1].
 
         Denoising starts at the very step that the noise was added for. The original adds the noise of one step later
@@ -186,11 +204,12 @@ class LatentDiffusion:
             plan.set_begin_index(first * plan.order)
         noise = noise.to(self.device)
         latents = noise * plan.init_noise_sigma if start is None else plan.add_noise(
-            self.encode(start), noise, timesteps[:1].repeat(len(noise)))
+            start.to(self.device), noise, timesteps[:1].repeat(len(noise)))
         empty = self.embed([""]).expand(len(noise), -1, -1)
         for timestep in tqdm(timesteps, desc="denoising", unit="step", leave=False, disable=not progress):
-            predicted = self.predict(plan.scale_model_input(latents, timestep), timestep, empty, conditioning, guidance,
-                                     extra)
+            guided = timestep <= guided_below * plan.config.num_train_timesteps
+            predicted = self.predict(plan.scale_model_input(latents, timestep), timestep, empty, conditioning,
+                                     guidance if guided else 1, extra)
             latents = plan.step(predicted, timestep, latents).prev_sample
         return self.decode_denoised(latents)
 

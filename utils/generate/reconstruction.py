@@ -7,14 +7,16 @@ from utils.features import extraction
 from utils.generate import captioning, depth_maps, diffusion
 from utils.models import checkpoints, loading
 from utils.nsd import s3, stimulus_file, trials
-from utils.occlusion import occluders
+from utils.occlusion import occluded_stimuli
 from utils.ridge import decoded_features
 from utils.storage import arrays, picture_files, provenance, text_files, writing
 
 torch = lazy.module("torch")
 
 N_SAMPLES = 5  # per image
-AUTO_BATCH = {"cuda": 32, "mps": 8, "cpu": 16}  # samples denoised at once
+AUTO_BATCH = {"cuda": 32, "mps": 8}  # samples denoised at once
+LATER = {"size": 1.0, "start": "picture", "guided_below": 1.0}  # which runs of before these were flags do not name
+CPU_PIXELS = 16 * 128 ** 2  # of them on a CPU: more would only take memory
 ROI_OF = {"init_latent": "early", "c": "ventral"}  # Takagi & Nishimoto (CVPR 2023), §3.4
 # What each method starts from, is conditioned on, and takes as a further channel (arXiv 2306.11536).
 START = {"cvpr": "latent", "text": "latent", "gan": "picture", "depth": "picture"}
@@ -70,11 +72,13 @@ class Inputs:
         return f" --subject {self.ws.subject}{dataset}" + decoded_features.flags(self.args)
 
     def start(self, rows):
-        """(n, 3, size, size) in [-1, 1] that the test images `rows` start from; None for pure noise."""
+        """(n, 4, h, w) latents that the test images `rows` start from; None for pure noise."""
         if self.pictures:
             pictures = [images.load(self._made(self.ws.gan_image(row, *self.own))) for row in rows]
-            return images.to_network(pictures, self.model.size)
-        return None if self.latents is None else self.model.start_image(torch.from_numpy(_finite(self.latents, rows)))
+            return self.model.encode(images.to_network(pictures, self.model.size))
+        if self.latents is None:
+            return None
+        return self.model.start_latents(torch.from_numpy(_finite(self.latents, rows)), self.args.start)
 
     def text(self, rows):
         """(n, tokens, width) embeddings that the test images `rows` are conditioned on; None for no conditioning."""
@@ -130,6 +134,13 @@ def add_arguments(parser, dataset):
                         help="auto: float16 on a GPU, bfloat16 on a CPU that has it, else float32")
     parser.add_argument("--scheduler", choices=diffusion.SCHEDULERS, default="ddim", help="solver (default: ddim)")
     parser.add_argument("--steps", type=int, default=diffusion.STEPS, help="steps of the whole schedule (default: 50)")
+    parser.add_argument("--size", type=float, default=1.0, metavar="SHARE",
+                        help="side at which pictures are made, as a share of the checkpoint's own, 512 px for Stable "
+                        "Diffusion 1.4 (default: 1); they are saved at 512 px")
+    parser.add_argument("--start", choices=diffusion.STARTS, default="picture",
+                        help="enlarge the decoded latent as a picture, through the VAE, or as it is (default: picture)")
+    parser.add_argument("--guided_below", type=float, default=1.0, metavar="SHARE",
+                        help="guide the steps below this share of the noise schedule (default: 1, all)")
     parser.add_argument("--strength", type=float, default=diffusion.STRENGTH,
                         help="share of the schedule that the start image is noised to (default: 0.8)")
     parser.add_argument("--guidance", type=float, default=diffusion.GUIDANCE,
@@ -143,7 +154,7 @@ def reconstruct(args):
     method = "cvpr" if args.method == "latent" else args.method
     role = "sd_depth" if method == "depth" else "sd"
     dtype = loading.precision(args.precision, device)
-    model = diffusion.LatentDiffusion(loading.stable_diffusion(device, dtype, role))
+    model = diffusion.LatentDiffusion(loading.stable_diffusion(device, dtype, role), args.size)
     inputs = Inputs(args, ws, method, model)
     chosen = cli.image_range(args.imgidx, inputs.count, "test image")
     folder = ws.samples(run)
@@ -152,7 +163,8 @@ def reconstruct(args):
     save_originals(args, ws, folder, chosen)
 
     items = [(image, sample) for image in range(inputs.count) for sample in range(args.n_samples)]
-    size = extraction.batch_size(args, device, AUTO_BATCH, lambda: model.probe(extra_channels=int(inputs.depths)),
+    auto = AUTO_BATCH | {"cpu": max(1, CPU_PIXELS // model.size ** 2)}
+    size = extraction.batch_size(args, device, auto, lambda: model.probe(extra_channels=int(inputs.depths)),
                                  model.sliced_decode())
     own = range(chosen.start * args.n_samples, chosen.stop * args.n_samples)
     with cli.progress(desc=run, total=len(own), unit="sample") as bar:
@@ -180,6 +192,8 @@ def check(args):
         raise Problem("--n_samples and --steps must be at least 1", "give a positive number")
     if not 0 < args.strength <= 1:
         raise Problem(f"--strength {args.strength} is not in (0, 1]", "give a share of the schedule")
+    if not 0 < args.size <= 1 or not 0 <= args.guided_below <= 1:
+        raise Problem("--size and --guided_below are shares", "give numbers up to 1, --size above 0")
     if not np.isfinite(args.guidance):
         raise Problem(f"--guidance {args.guidance} is no scale", "give a finite number")
 
@@ -190,7 +204,8 @@ def denoise(model, args, inputs, batch):
     shape = (model.latent_channels, model.latent_side, model.latent_side)
     noise = torch.stack([diffusion.sample_noise(args.seed, image, sample, shape) for image, sample in batch])
     return model.img2img(inputs.start(rows), inputs.text(rows), noise, extra=inputs.depth(rows), strength=args.strength,
-                         steps=args.steps, guidance=args.guidance, solver=args.scheduler)
+                         steps=args.steps, guidance=args.guidance, guided_below=args.guided_below,
+                         solver=args.scheduler)
 
 
 def record(args, method, inputs, role, dtype):
@@ -216,11 +231,11 @@ def check_precision(folder, args, dtype):
 
 
 def options(args):
-    """The options that make a run's images what they are; --precision auto is none,
-    but what it comes to on a device is."""
+    """The options that make a run's images what they are; --precision auto is none, but what it comes to on a device
+    is; nor is what is left at LATER's defaults."""
     return {name: getattr(args, name) for name in (
         "dataset", "conditioning", "true_features", "shuffle_trials", "seed", "scheduler", "steps", "strength",
-        "guidance", "precision") if (name, getattr(args, name)) != ("precision", "auto")}
+        "guidance", "precision", *LATER) if ({"precision": "auto"} | LATER).get(name) != getattr(args, name)}
 
 
 def save_originals(args, ws, folder, chosen):
@@ -228,7 +243,7 @@ def save_originals(args, ws, folder, chosen):
     wanted = [(layout.original_image,
                lambda: stimulus_file.Stimuli(stimulus_file.stimuli_path(s3.Root.from_env(), args.workdir)))]
     if args.dataset == "occluded":
-        wanted.append((layout.occluded_image, lambda: occluders.open_occluded(occluders.path_of(args))))
+        wanted.append((layout.occluded_image, lambda: occluded_stimuli.open_occluded(occluded_stimuli.path_of(args))))
     stims = trials.test_stimuli(ws)
     for path, open_stimuli in wanted:
         missing = [image for image in chosen if not path(folder, image).exists()]

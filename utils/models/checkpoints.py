@@ -213,6 +213,32 @@ def _fetched(role, subfolder):
     return snapshot
 
 
+def is_cached(role):
+    """Whether the hub's cache holds something of a hub role at its commit; asks nobody for a commit that is named."""
+    repository, revision = published(role)
+    snapshots = _cache(repository) / "snapshots"
+    return (snapshots / revision).is_dir() or (not COMMIT.fullmatch(revision) and snapshots.is_dir())
+
+
+def unreachable(role):
+    """Why a hub role that is not cached cannot be fetched now, (what, what to do); None if it can."""
+    from huggingface_hub import constants
+
+    repository, revision = published(role)
+    if constants.HF_HUB_OFFLINE:
+        return (f"{repository} ({role}) is not in the cache and HF_HUB_OFFLINE is set",
+                "fetch it where there is a network")
+    _, error = _listing(repository, revision)
+    if error is None:
+        return None
+    try:
+        _refused(role, error)
+    except Problem as problem:
+        return problem.what, problem.todo
+    return (f"{repository} ({role}) is not in the cache and the hub does not answer",
+            "check the network, or set NSD_MODELS to tiny or a folder")
+
+
 def _needed(files, subfolder):
     """Of a repository's files, what a component in `subfolder` loads:
     configuration, vocabulary, and weights of one kind."""

@@ -241,6 +241,19 @@ def _downloaded(url, check_hash=False):
                                               check_hash=check_hash)
 
 
+def is_cached(role):
+    """Whether a role of the hub, or torchvision's or SwAV's weights, are on this disk; nothing is fetched."""
+    if role in checkpoints.HUB:
+        return checkpoints.is_cached(role)
+    import torchvision
+
+    url = SWAV_URL
+    if role != "swav":
+        _, name, weights = checkpoints.ELSEWHERE[role].split("/")
+        url = torchvision.models.get_model_weights(name)[weights].url
+    return (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]).exists()
+
+
 def _state_dict(folder):
     """The one state dict in a folder, never unpickled. Raises Problem unless there is exactly one."""
     found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.pt*"))

@@ -66,10 +66,31 @@ def captions(root, workdir=None):
     return found
 
 
+def missing(root, workdir):
+    """[Problem] of COCO's files that are neither below the root nor in the working folder."""
+    found = []
+    for split in ("train2017", "val2017"):
+        key = object_keys.captions_key(split)
+        local = _local(key, workdir)
+        if not (local is not None and local.exists()) and not root.exists(key):
+            found.append(_absent(root, key, local))
+    return found
+
+
+def _local(key, workdir):
+    return layout.annotations(workdir) / Path(key).name if workdir is not None else None
+
+
+def _absent(root, key, local):
+    where = local or "annotations/ of the working folder"
+    return Problem(f"{root.name(key)} does not exist",
+                   f"unpack COCO's annotations_trainval2017.zip and put {Path(key).name} at {where}")
+
+
 def _coco(root, split, workdir):
     """(COCO image id, caption) pairs, in the file's order."""
     key = object_keys.captions_key(split)
-    local = layout.annotations(workdir) / Path(key).name if workdir is not None else None
+    local = _local(key, workdir)
     if local is not None and local.exists():
         if local.stat().st_size > TABLE_LIMIT:
             raise Problem(f"{local} has {local.stat().st_size:,} bytes", "COCO's caption files have less than 100 MB")
@@ -77,9 +98,7 @@ def _coco(root, split, workdir):
     elif root.exists(key):
         name, content = root.name(key), root.read(key, limit=TABLE_LIMIT)
     else:
-        where = local or "annotations/ of the working folder"
-        raise Problem(f"{root.name(key)} does not exist",
-                      f"unpack COCO's annotations_trainval2017.zip and put {Path(key).name} at {where}")
+        raise _absent(root, key, local)
     try:
         for annotation in json.loads(content)["annotations"]:
             if not isinstance(annotation["caption"], str):

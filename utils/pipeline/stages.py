@@ -15,7 +15,8 @@ def plan(args):
         + (["--debug"] if args.debug else [])
     steps = [["make_subjmri.py", "--subject", args.subject], ["img2feat_sd.py", "--subject", args.subject]]
     if "occluded" in args.datasets:
-        steps.append(["generate_occluded_images.py", "--subject", args.subject, "--seed", str(args.seed)])
+        steps.append(["generate_occluded_images.py", "--subject", args.subject, "--seed", str(args.seed),
+                      *(["--on_read"] if args.occlude_on_read else [])])
     needs = {need for method in args.methods for need in NEEDS[method]} | ({"sd"} if args.controls else set())
     for dataset in args.datasets:
         named = Commands(args, dataset)
@@ -49,6 +50,7 @@ class Commands:
         self.network = self.gpu + ([] if args.batch_size is None else ["--batch_size", str(args.batch_size)])
         self.revision = ["--revision", *args.revision] if args.revision else []
         self.published = self.network + self.revision  # of scripts that load a checkpoint of the hub
+        self.store = ["--store", args.store] if args.store else []
         self.prompt = ["--prompt", args.prompt] if args.prompt else []
         self.images = ["--imgidx", *map(str, args.imgidx)] if args.imgidx else []
         self.flag = ["--dataset", "occluded"] if self.occluded else []
@@ -73,7 +75,7 @@ class Commands:
     def sd(self):
         """Extract and decode the features of the cvpr method."""
         targets = reconstruction.ROI_OF
-        return [self.extract("img2feat_sd1_parallel.py", "img2feat_sd1_occlusion.py"),
+        return [self.extract("img2feat_sd1_parallel.py", "img2feat_sd1_occlusion.py", *self.store),
                 *(self.pair(target, "each") for target in targets),
                 *(self.fit([target], [roi]) for target, roi in targets.items())]
 
@@ -117,7 +119,7 @@ class Commands:
     def evaluated(self, *run):
         """Reconstruct, extract the evaluation's features, and identify."""
         sampling = ["--seed", str(self.args.seed), *self.images]
-        for name in ("n_samples", "steps", "scheduler"):
+        for name in ("n_samples", "steps", "scheduler", "size", "start", "guided_below"):
             if getattr(self.args, name) is not None:
                 sampling += [f"--{name}", str(getattr(self.args, name))]
         return [

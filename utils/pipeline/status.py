@@ -15,7 +15,7 @@ from utils.evaluate import network_features
 from utils.generate import depth_maps, gan_inversion, reconstruction
 from utils.models import checkpoints
 from utils.nsd import object_keys, s3, stimulus_file, trials
-from utils.occlusion import occluders
+from utils.occlusion import occluded_stimuli
 from utils.ridge import decoded_features, fit_targets
 from utils.storage import arrays, feature_shards, image_features, provenance, text_files
 
@@ -24,58 +24,52 @@ WEIGHTS_READ = 256 << 20  # bytes of a model's weights up to which they are read
 
 
 @dataclass(frozen=True)
-class Step:
+class Left:
     """What one command is to leave, and what that must say of itself.
 
-    files: those that must be there. records: [(JSON of what made them, what it must hold)]. reads, writes: files and
-    folders, by which the steps depend on each other. note: what there is to say. state: where it is known already.
+    files: those that must be there. records: [(JSON of what made them, what it must hold)]. note: what there is to say.
+    state: where it is known already.
     """
 
     files: list
     records: list = field(default_factory=list)
-    reads: list = field(default_factory=list)
-    writes: list = field(default_factory=list)
     note: str = ""
     state: str = ""
 
 
-def of(steps, arguments):
-    """Yield (command, state, note) of each of `steps`, in order.
-    arguments(command) → the arguments it would run with."""
-    spoilt = {}  # what a stale step writes → its number
-    for number, command in enumerate(steps, start=1):
-        args = arguments(command)
+def of(steps):
+    """Yield (state, note) of each `graph.Step`, in order."""
+    stale = set()
+    for number, step in enumerate(steps):
         try:
-            step = EXPECTED[command[0]](args)
-            state, note = _judge(step, args.workdir)
+            state, note = _judge(EXPECTED[step.command[0]](step.args), step.reads, step.args.workdir)
         except Problem as problem:
-            step, note = Step([]), problem.what
-            state = MISSING if isinstance(problem.__cause__, FileNotFoundError) else STALE
-        stale_inputs = sorted({spoilt[path] for path in step.reads if path in spoilt})
-        if state in (DONE, PARTIAL) and stale_inputs:
-            state, note = STALE, f"step {stale_inputs[0]}, which it builds on, is stale"
+            note, state = problem.what, MISSING if isinstance(problem.__cause__, FileNotFoundError) else STALE
+        behind = [before for before in step.after if before in stale]
+        if state in (DONE, PARTIAL) and behind:
+            state, note = STALE, f"step {behind[0] + 1}, which it builds on, is stale"
         if state == STALE:
-            spoilt |= {path: number for path in step.writes}
-        yield command, state, note
+            stale.add(number)
+        yield state, note
 
 
-def _judge(step, workdir):
-    if step.state:
-        return step.state, step.note
-    there = [path for path in step.files if path.exists()]
-    known = [(path, wanted) for path, wanted in step.records if path.exists()]
+def _judge(left, reads, workdir):
+    if left.state:
+        return left.state, left.note
+    there = [path for path in left.files if path.exists()]
+    known = [(path, wanted) for path, wanted in left.records if path.exists()]
     if not there:
-        return (PARTIAL, step.note) if step.note else (MISSING, "")
+        return (PARTIAL, left.note) if left.note else (MISSING, "")
     for path, wanted in known:
-        differ = _otherwise(text_files.read_json(path), wanted) or _changed(path, text_files.read_json(path),
-                                                                            step.reads, workdir)
+        differ = _otherwise(text_files.read_json(path), wanted) or _changed(path, text_files.read_json(path), reads,
+                                                                            workdir)
         if differ:
             return STALE, differ
-    if len(there) < len(step.files):
-        return PARTIAL, step.note or f"{len(there):,} of {len(step.files):,} files"
-    if len(known) < len(step.records):
-        return STALE, f"{step.records[0][0].name} is missing: nothing says what made it"
-    return DONE, step.note
+    if len(there) < len(left.files):
+        return PARTIAL, left.note or f"{len(there):,} of {len(left.files):,} files"
+    if len(known) < len(left.records):
+        return STALE, f"{left.records[0][0].name} is missing: nothing says what made it"
+    return DONE, left.note
 
 
 def _otherwise(found, wanted, where=""):
@@ -122,8 +116,8 @@ def _mri(args):
     design = [ws.stims, ws.stims_ave, ws.stims_ave_test, ws.train_index(), ws.train_index(average=True)]
     options = {"atlas": choice.atlas, "zscore": choice.zscore, "ncsnr_min": choice.ncsnr_min}
     sessions = len(list(ws.betas_parts(choice).glob("session*.json")))
-    return Step([*design, *betas], [(layout.sidecar(path), {}) for path in design]
-                + [(layout.sidecar(path), {"options": options}) for path in betas], writes=[*design, *betas],
+    return Left([*design, *betas], [(layout.sidecar(path), {}) for path in design]
+                + [(layout.sidecar(path), {"options": options}) for path in betas],
                 note=f"{sessions} sessions read" if sessions else "")
 
 
@@ -131,12 +125,12 @@ def _stimuli(args):
     root = s3.Root.from_env()
     if root.local:
         there = root.exists(object_keys.STIMULI_KEY)
-        return Step([], state=DONE if there else MISSING, note="used in place" if there else "")
+        return Left([], state=DONE if there else MISSING, note="used in place" if there else "")
     path = layout.stimuli(args.workdir)
     if path.exists() and (lacking := _stimuli_lacking(args, path)):
-        return Step([], writes=[path], state=PARTIAL, note=f"{path.name} lacks {lacking:,} images")
+        return Left([], state=PARTIAL, note=f"{path.name} lacks {lacking:,} images")
     part = layout.fetched(path)
-    return Step([path], writes=[path], note=f"{part.stat().st_size:,} bytes fetched" if part.exists() else "")
+    return Left([path], note=f"{part.stat().st_size:,} bytes fetched" if part.exists() else "")
 
 
 def _stimuli_lacking(args, path):
@@ -166,26 +160,24 @@ def _occluded(args):
     if lacking and path.exists():
         raise Problem(f"{path.name} holds the stimuli of {' '.join(made['subjects'])}, not yet of "
                       f"{' '.join(lacking)}", "")
-    seen = [layout.Workspace(args.workdir, subject).stims_ave for subject in args.subject or ()]
-    whole, wanted = _stimuli_read(args), {"options": options}
+    whole, wanted = _stimuli_read(args), {"options": options, "on_read": args.on_read or None}
     if path.exists() and whole.exists():
         with stimulus_file.Stimuli(whole) as stimuli:
-            wanted["input"] = occluders.fingerprint(stimuli)
-    return Step([path], [(layout.sidecar(path), wanted)], [whole, *seen], [path],
-                note=f"{parts} parts" if parts else "")
+            wanted["input"] = occluded_stimuli.fingerprint(stimuli)
+    return Left([path], [(layout.sidecar(path), wanted)], note=f"{parts} parts" if parts else "")
 
 
-def _shards(args, names, role, own):
-    """Shards of features; `own` {name: attributes}. What makes them stands in the shards themselves."""
+def _shards(args, names, role, own, more=None):
+    """Shards of features; `own` {name: attributes}, `more` of all. What makes them stands in the shards themselves."""
     folders = [getattr(args, "outdir", None) or layout.features(args.workdir, name) for name in names]
-    occluded = occluders.path_of(args)
+    occluded = occluded_stimuli.path_of(args)
     ids = arrays.read_npy(layout.Workspace.of(args).stims_ave) if args.subject else None
     if args.imgidx:
         chosen = cli.image_range(args.imgidx, object_keys.STIMULI, "stimulus")
         ids = np.arange(chosen.start, chosen.stop) if ids is None else ids[(ids >= chosen.start) & (ids < chosen.stop)]
-    images = {"stimuli": args.dataset}
+    images = {"stimuli": args.dataset} | (more or {})
     if args.dataset == "occluded" and Path(occluded).exists():
-        with occluders.open_occluded(occluded) as stimuli:
+        with occluded_stimuli.open_occluded(occluded) as stimuli:
             images["occlusion"] = str(stimuli.settings)
             ids = None if ids is None else np.intersect1d(ids, stimuli.ids)
     missing, count = 0, 0
@@ -199,13 +191,13 @@ def _shards(args, names, role, own):
         count += len(ids) if ids is not None else 1
         missing += len(shards.missing(ids)) if ids is not None else not found
     state = DONE if not missing else PARTIAL if missing < count else MISSING
-    return Step([], reads=[args.stimuli_path or _stimuli_read(args), Path(occluded)], writes=folders, state=state,
-                note=f"{count - missing:,} of {count:,} features" if state == PARTIAL else "")
+    return Left([], state=state, note=f"{count - missing:,} of {count:,} features" if state == PARTIAL else "")
 
 
 def _sd(args):
     latent, c = (layout.of_dataset(name, args.dataset) for name in ("init_latent", "c"))
-    return _shards(args, [latent, c], "sd", {c: {"captions": args.captions}})
+    stored = {} if args.store == "float32" else {"stored": args.store}
+    return _shards(args, [latent, c], "sd", {c: {"captions": args.captions} | stored}, stored)
 
 
 def _blip(args):
@@ -224,17 +216,15 @@ def _dpt(args):
 def _subject_matrices(args, names, use_stim, folder=None):
     ws = layout.Workspace.of(args)
     paths = [ws.subject_features(use_stim, name) for name in names]
-    design = [ws.stims, ws.stims_ave, ws.stims_ave_test]
     stimuli = trials.load_design(ws).stims_ave
-    records, folders = [], []
+    records = []
     for name, path in zip(names, paths):
-        folders.append(Path(folder) if folder else layout.features(args.workdir, name))
-        shards = feature_shards.Shards(folders[-1])
+        shards = feature_shards.Shards(Path(folder) if folder else layout.features(args.workdir, name))
         wanted = {"options": {"subject": args.subject, "feature": name, "use_stim": use_stim}}
         if not shards.missing(stimuli):  # what is gone from the disk cannot have changed
             wanted |= {"features": shards.attributes(), "shards": shards.files(stimuli)}
         records.append((layout.sidecar(path), wanted))
-    return Step(paths, records, [*design, *folders], paths)
+    return Left(paths, records)
 
 
 def _pair(args):
@@ -250,16 +240,14 @@ def _ridge(args):
     ws, choice = layout.Workspace.of(args), layout.VoxelChoice.of(args)
     tags = [choice.tag(roi) for roi in args.roi]
     occluded = "occluded" if args.dataset == "occluded" else None
-    paths, records, reads = [], [], []
+    paths, records = [], []
     for target in args.target:
         use = fit_targets.use_of(args, target)
         paths.append(ws.scores(tags, target, occluded, cli.control(args)))
         options = {"rois": args.roi, "target": target, "use_stim": use, "mode": args.mode, "dataset": args.dataset,
                    "shuffle_trials": args.shuffle_trials, "alphas": list(fit_targets.alphas_of(args, target))}
         records.append((layout.sidecar(paths[-1]), {"options": options}))
-        reads += [ws.subject_features(each, target) for each in ("each", "ave")]
-    betas = [ws.betas(tag, split, average) for tag in tags for split, average in (("tr", False), ("te", True))]
-    return Step(paths, records, [*betas, *reads], paths)
+    return Left(paths, records)
 
 
 def _captions(args):
@@ -267,24 +255,17 @@ def _captions(args):
     target = args.target or layout.of_dataset("blip", args.dataset)
     path = ws.captions(*(() if target == "blip" else (target, args.dataset)), control=decoded_features.suffix(args))
     options = decoded_features.options(args) | {"target": target, "prompt": args.prompt}
-    return Step([path], [(layout.sidecar(path), {"options": options} | _model("blip"))], [_source(args, ws, target)],
-                [path])
-
-
-def _source(args, ws, target):
-    """The file that decoded.read reads."""
-    return ws.found_subject_features(target) if args.true_features else decoded_features.scores(args, ws, target)
+    return Left([path], [(layout.sidecar(path), {"options": options} | _model("blip"))])
 
 
 def _mat(args):
     ws, own = layout.Workspace.of(args), (args.dataset, decoded_features.suffix(args))
-    count, files, records, reads = len(trials.test_stimuli(ws)), [], [], []
+    count, files, records = len(trials.test_stimuli(ws)), [], []
     for layer in gan_inversion.layer_names(args.layers):
         folder = ws.gan_features(layer, 0, *own).parent
         files += [ws.gan_features(layer, index, *own) for index in range(count)]
         records.append((layout.manifest(folder), {"options": decoded_features.options(args)} | _model("vgg19")))
-        reads.append(_source(args, ws, layout.of_dataset(layer, args.dataset)))
-    return Step(files, records, reads, [path for path, _ in records])
+    return Left(files, records)
 
 
 def _gan(args):
@@ -297,7 +278,7 @@ def _gan(args):
     if all(path.exists() for path in sources.values()):
         wanted["features"] = {layer: provenance.digest(path) for layer, path in sources.items()}
     manifest = layout.manifest(ws.gan_image(0, *own).parent)
-    return Step([ws.gan_image(index, *own) for index in chosen], [(manifest, wanted)], [*sources.values()], [manifest])
+    return Left([ws.gan_image(index, *own) for index in chosen], [(manifest, wanted)])
 
 
 def _depth(args):
@@ -305,27 +286,20 @@ def _depth(args):
     chosen = cli.image_range(args.imgidx, len(trials.test_stimuli(ws)), "test image")
     manifests = [layout.manifest(ws.depth_folder(*own, image=image)) for image in (False, True)]
     wanted = {"options": decoded_features.options(args)} | _model("dpt")
-    return Step([path(index, *own) for index in chosen for path in (ws.depth, ws.depth_image)],
-                [(manifest, wanted) for manifest in manifests],
-                [_source(args, ws, layout.of_dataset(name, args.dataset)) for name in depth_maps.NAMES], manifests)
+    return Left([path(index, *own) for index in chosen for path in (ws.depth, ws.depth_image)],
+                [(manifest, wanted) for manifest in manifests])
 
 
 def _images(args):
     ws, run = layout.Workspace.of(args), cli.run_name(args)
     method = "cvpr" if args.method == "latent" else args.method
-    folder, own = ws.samples(run), (args.dataset, decoded_features.suffix(args))
+    folder = ws.samples(run)
     chosen = cli.image_range(args.imgidx, len(trials.test_stimuli(ws)), "test image")
     files = [layout.original_image(folder, image) for image in chosen]
     files += [layout.sample_image(folder, image, sample) for image in chosen for sample in range(args.n_samples)]
     wanted = ({"options": {"method": method} | reconstruction.options(args)}
               | _model("sd_depth" if method == "depth" else "sd"))
-    reads = [_source(decoded_features.of_rois(args, getattr(args, f"roi_{name}")), ws,
-                     layout.of_dataset(name, args.dataset))
-             for name in reconstruction.ROI_OF]
-    reads += [ws.captions(*(("blip_occluded", "occluded") if args.dataset == "occluded" else ()), control=own[1]),
-              layout.manifest(ws.gan_image(0, *own).parent), layout.manifest(ws.depth_folder(*own))]
-    used = {"cvpr": reads[:2], "text": [reads[0], reads[2]], "gan": reads[2:4], "depth": reads[2:]}[method]
-    return Step(files, [(layout.manifest(folder), wanted)], used, [layout.manifest(folder)])
+    return Left(files, [(layout.manifest(folder), wanted)])
 
 
 def _features(args):
@@ -342,7 +316,7 @@ def _features(args):
         lacking = {(image, image_features.ORIGINAL) for image in chosen or ()} - pictures.keys()
         files += [folder if picture in there else layout.image_feature(folder, layout.image_stem(*picture), name)
                   for picture in [*pictures, *lacking]]
-    return Step(files, [(layout.manifest(folder), wanted)], [layout.manifest(samples)], [layout.manifest(folder)],
+    return Left(files, [(layout.manifest(folder), wanted)],
                 note=f"{parts} batches of pictures not joined yet" if parts else "")
 
 
@@ -357,23 +331,21 @@ def _identification(args):
             wanted |= {"source": text_files.read_json(layout.manifest(folder)), "images": len(found)}
         paths.append(ws.found_per_image_score(run, feature))
         records.append((layout.sidecar(paths[-1]), wanted))
-    return Step(paths, records, [layout.manifest(folder)], paths)
+    return Left(paths, records)
 
 
 def _figures(args):
     ws = layout.Workspace.of(args)
     found = [path for name in ("reconstructions", "identification", "decoding") for ending in ("pdf", "png")
              if (path := ws.figure(name, ending)).exists()]
-    return Step(found or [ws.figure("reconstructions", "png")], reads=[*ws.found_per_image_scores()],
+    return Left(found or [ws.figure("reconstructions", "png")],
                 note="drawn anew by every run" if found else "")
 
 
 def _completion(args):
     ws = layout.Workspace.of(args)
     table = ws.completion_result("index", "csv")
-    betas = [ws.betas(roi, split) for roi in args.roi or layout.ROIS for split in trials.SPLITS]
-    return Step([table], [(layout.sidecar(table), {"options": completion_stage.options(args)})], [ws.stims, *betas],
-                [table])
+    return Left([table], [(layout.sidecar(table), {"options": completion_stage.options(args)})])
 
 
 def _evaluation(args):
@@ -382,16 +354,15 @@ def _evaluation(args):
               for name in ("evaluation", *(["held_out"] if args.held_out_clusters else []))]
     runs = {run: layout.manifest(ws.samples(run)) for run in ws.found_runs()}
     lacks = [run for run in runs if not ws.evaluation_per_image(run).exists()]
-    return Step(tables + [ws.evaluation_per_image(run) for run in runs],
+    return Left(tables + [ws.evaluation_per_image(run) for run in runs],
                 [(layout.sidecar(tables[0]), {"options": {"subject": args.subject, "seed": args.seed}})],
-                [*runs.values()], tables, note=f"not evaluated: {' '.join(lacks)}" if lacks else "")
+                note=f"not evaluated: {' '.join(lacks)}" if lacks else "")
 
 
 def _report(args):
     ws = layout.Workspace.of(args)
     options = {name: getattr(args, name) for name in ("subject", "n_samples", "megabytes")}
-    reads = [*ws.found_records(), ws.completion_result("index", "csv")]
-    return Step([ws.report], [(layout.sidecar(ws.report), {"options": options})], reads, [ws.report])
+    return Left([ws.report], [(layout.sidecar(ws.report), {"options": options})])
 
 
 EXPECTED = {

@@ -7,7 +7,7 @@ from utils import cli, layout
 from utils.errors import Problem
 from utils.models import checkpoints
 from utils.nsd import trials
-from utils.occlusion import occluders
+from utils.occlusion import occluded_stimuli
 from utils.storage import arrays, provenance, subject_matrices, text_files
 
 # The ROIs that the later methods decode from (Takagi & Nishimoto, arXiv 2306.11536).
@@ -116,10 +116,10 @@ def _must_agree(path, again, sides):
 
 def _occluder(args):
     """The settings of the occluded images as features record them; None for whole images, or where there are none."""
-    path = occluders.path_of(args)
+    path = occluded_stimuli.path_of(args)
     if args.dataset != "occluded" or not path.exists():
         return None
-    with occluders.open_occluded(path) as stimuli:
+    with occluded_stimuli.open_occluded(path) as stimuli:
         return str(stimuli.settings)
 
 
