@@ -12,6 +12,7 @@ from utils.models import checkpoints
 def main(argv=None, dataset="nsd"):
     parser = cli.parser(__doc__, "python img2feat_decoded.py --gpu 0 --subject subj01 --method cvpr")
     cli.add_subject(parser)
+    cli.add_imgidx(parser, "the test images; their pictures must all be there")
     cli.add_gpu(parser)
     checkpoints.add_revision(parser)
     cli.add_run(parser, dataset)

@@ -7,11 +7,13 @@ import time
 import h5py
 import numpy as np
 import pytest
+import torch
 
+import diffusion_decoding
 from tests import stage_runs, tiny_nsd
 from tests.stage_runs import SUBJECT, contents, finished
 from utils import layout
-from utils.generate import gan_inversion
+from utils.generate import gan_inversion, reconstruction
 from utils.models import checkpoints
 from utils.storage import feature_shards
 
@@ -122,6 +124,12 @@ def test_overwriting_a_range_of_features_leaves_the_rest(run, work):
     assert not feature_shards.Shards(folder).missing(ids._where)
 
 
+def test_overwriting_a_range_of_captions_leaves_the_rest(run, work):
+    before = contents(work)
+    run([*STAGES["blip"], "--imgidx", 0, 12, "--overwrite"], work)
+    assert contents(work) == before
+
+
 # killed
 
 
@@ -205,6 +213,74 @@ def test_one_process_waits_for_the_other_and_says_so(start, whole, work):
     waited = [err.count("samples: waiting for another process that makes the same items") for _, _, err, _ in ends]
     assert sum(waited) and max(waited) == 1
     assert contents(work) == contents(whole[0])
+
+
+CUTS = (0,), (1, 3)
+
+
+@pytest.mark.parametrize("stage, size, folder", [
+    ("images", 4, "decoded/image-cvpr"), ("gan", 2, "decoded/gan_recon_img"),
+    ("depth", 2, f"decoded/{SUBJECT}/dpt_fromemb"), ("features", 4, "identification")])
+def test_a_run_cut_anywhere_gives_the_bytes_of_one(start, run, work, stage, size, folder):
+    command = [*STAGES[stage], "--batch_size", size]
+    without(work, folder)
+    run(command, work)
+    expected = contents(work)
+    without(work, folder)
+    ends = [half.wait() for half in [start([*command, "--imgidx", *cut], work) for cut in CUTS]]
+    assert [status for status, *_ in ends] == [0, 0], ends
+    assert contents(work) == expected
+
+
+def test_a_sample_has_the_same_place_in_a_batch_of_the_same_size_whatever_the_cut(world, work, monkeypatch):
+    """Eight bits would hide most of what a batch changes: here a picture shows its place and the batch's size."""
+    def placed(model, args, inputs, batch):
+        shown = torch.tensor([[place / 10, len(batch) / 10, image / 10] for place, (image, _) in enumerate(batch)])
+        return shown[:, :, None, None].expand(-1, -1, 64, 64)
+    monkeypatch.setenv("NSD_ROOT", str(world))
+    monkeypatch.setenv("NSD_MODELS", "tiny")
+    monkeypatch.setattr(reconstruction, "denoise", placed)
+    found = []
+    for cuts in ([[]], [["--imgidx", *cut] for cut in CUTS]):
+        without(work, "decoded/image-cvpr")
+        for cut in cuts:
+            command = [*STAGES["images"][1:], "--batch_size", 4, "--workdir", work, *cut]
+            diffusion_decoding.main([str(word) for word in command])
+        found.append(contents(work))
+    assert found[0] == found[1]
+
+
+def test_pictures_of_two_ranges_overwritten_otherwise_side_by_side_are_those_of_one_process(start, run, work, tmp_path):
+    command = [*STAGES["images"], "--seed", "7", "--overwrite"]
+    one = shutil.copytree(work, tmp_path / "one")
+    run(command, one)
+    ends = [half.wait() for half in [start([*command, "--imgidx", *cut], work) for cut in CUTS]]
+    assert [status for status, *_ in ends] == [0, 0], ends
+    assert contents(work) == contents(one)
+
+
+def test_pictures_of_a_range_that_are_not_there_are_named_and_without_a_range_said(start, run, work):
+    without(work, "identification")
+    layout.sample_image(layout.Workspace(work, SUBJECT).samples("cvpr"), 2, 1).unlink()
+    asked = [*STAGES["features"], "--imgidx", "1", "3"]
+    said = said_one_line(run(asked, work, expect=1)[1])
+    assert "samples lacks pictures of 1 images (the first is 00002_001.png) — run diffusion_decoding.py" in said
+    assert "--imgidx 1 3 first" in said and not (work / "identification").exists()
+    run([*asked[:-2], "0", "2"], work)
+    assert "warning: " in run(STAGES["features"], work)[1]
+    shutil.rmtree(layout.Workspace(work, SUBJECT).samples("cvpr"))
+    assert "lacks pictures of 2 images (the first is 00001_org.png)" in said_one_line(run(asked, work, expect=1)[1])
+
+
+def test_features_of_two_ranges_overwritten_side_by_side_are_those_of_one_process(start, work):
+    expected = contents(work)
+    command = [*STAGES["features"], "--overwrite"]
+    for flags in ([], ["--npy"]):
+        ends = [half.wait() for half in [start([*command, *flags, "--imgidx", *cut], work) for cut in CUTS]]
+        assert [status for status, *_ in ends] == [0, 0], ends
+        found = contents(work)
+        assert {name: found[name] for name in expected} == expected
+    assert len(found) - len(expected) == 9 * 2  # pictures and features
 
 
 # no room, no permission

@@ -11,7 +11,7 @@ from utils import layout
 from utils.errors import Problem
 from utils.evaluate import network_features
 from utils.report import figures
-from utils.storage import image_features, picture_files, text_files
+from utils.storage import image_features, locks, picture_files, text_files
 
 SUBJECT = "subj01"
 IMAGES, SAMPLES = (0, 1, 2, 3), 2
@@ -134,6 +134,23 @@ def test_another_network_is_refused_and_with_overwrite_none_of_its_features_stay
         extract(ws, features=["alexnet5"])
     extract(ws, "--overwrite", features=["alexnet5"])
     assert files(ws) == ["alexnet5.h5", "inception.h5"] and text_files.read_json(path) == networks
+
+
+def test_what_another_network_left_unfinished_is_not_joined(ws, monkeypatch):
+    """A run of a range that died, then another network: the other features of its finished batches stay."""
+    folder = ws.identification("cvpr")
+    extract(ws, "--overwrite", features=["alexnet5", "inception"])
+    parts = image_features.Parts(folder)
+    parts.write({name: {(9, "org"): np.ones(3, np.float32)} for name in ("alexnet5", "clip")})
+    path = layout.manifest(folder / "networks")
+    networks = text_files.read_json(path)
+    text_files.write_json(path, networks | {"alexnet": {"model": "another", "revision": "x"}})
+    monkeypatch.setattr(network_features, "_compute", lambda *_: 0)
+    monkeypatch.setattr(locks, "is_held", lambda *_: True)
+    monkeypatch.setattr(network_features.trials, "test_stimuli", lambda _: IMAGES)
+    extract(ws, "--overwrite", "--imgidx", "0", "2", features=["alexnet5"])
+    assert not parts.pictures("alexnet5") and parts.pictures("clip") == {(9, "org")}
+    assert files(ws) == ["inception.h5"]
 
 
 def test_a_damaged_file_of_features_is_one_line(ws):

@@ -126,7 +126,8 @@ def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, p
     ids = wanted(args, stimuli)
     for name, each in shards.items():
         if args.overwrite:
-            ids = np.union1d(ids, each.clear(ids, attributes | {"feature": name}))
+            each.remove_others(attributes | {"feature": name}, SHARD)
+            ids = np.union1d(ids, each.renew(ids))
         each.check(attributes | {"feature": name})
     missing = sorted({stimulus for each in shards.values() for stimulus in each.missing(ids)})
     parts = [[part[start:start + batch] for start in range(0, len(part), batch)]
@@ -138,10 +139,10 @@ def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, p
         for part in parts:
             stimuli_of_part = [stimulus for block in part for stimulus in block]
             with contextlib.ExitStack() as alone:
+                cell = part[0][0] // SHARD
                 for name in sorted(names):
-                    alone.enter_context(writing.working(shards[name].folder, part[0][0] // SHARD,
-                                                        part[0][0] // SHARD + 1))
-                    shards[name].refresh()
+                    alone.enter_context(writing.working(shards[name].folder, cell, cell + 1))
+                    shards[name].refresh(cell * SHARD, (cell + 1) * SHARD)
                 made_meanwhile = not any(each.missing(stimuli_of_part) for each in shards.values())
                 held = []
                 for block, prepared in itertools.islice(reading, len(part)):
@@ -152,6 +153,8 @@ def extract_all(args, stimuli, attributes, role, names, dtype, compute, batch, p
                     for (name, each), found in zip(shards.items(), zip(*held, strict=True), strict=True):
                         _write(each, stimuli_of_part, np.concatenate(found), attributes | {"feature": name})
                     computed += len(stimuli_of_part)
+                for each in shards.values():
+                    each.retire()
     for name, each in shards.items():
         print(f"{name}: {computed} computed, {len(ids) - computed} already there, {each.item_shape()} each")
 

@@ -35,7 +35,7 @@ def gather(ws, feature, use_stim, dataset, folder=None, npy=False, overwrite=Fal
     shards = feature_shards.Shards(folder or layout.features(ws.workdir, feature))
     made_by = stage_of(shards.folder.name)
     splits = {name: design.split(name) for name in trials.SPLITS}
-    missing = shards.missing(design.stims_ave)
+    missing = shards.lacking(design.stims_ave)
     if missing:
         raise Problem(f"{shards.folder} lacks {len(missing)} of the {len(design.stims_ave)} stimuli that {ws.subject} "
                       f"saw (73k ids {', '.join(map(str, missing[:5]))}{' …' if len(missing) > 5 else ''})",

@@ -109,7 +109,10 @@ def caption_stimuli(args, ids, device):
                             args.overwrite)
     size = extraction.batch_size(args, device, AUTO_BATCH, captioner.probe)
     with writing.locked(path):
-        found = {} if args.overwrite or not path.exists() else text_files.read_json(path)
+        found = text_files.read_json(path) if path.exists() else {}
+        if args.overwrite:  # only what is asked for: another process may be at work on other images
+            for stimulus in ids:
+                found.pop(str(stimulus), None)
         # A batch with any caption missing is made whole, so that a resumed run gives what an uninterrupted one would.
         todo = [batch for batch in batches([int(stimulus) for stimulus in ids], size)
                 if any(str(stimulus) not in found for stimulus in batch)]

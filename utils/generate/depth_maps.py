@@ -5,7 +5,7 @@ docs/algorithms.md#depth has the numbers. Depth is the model's: relative and inv
 """
 import numpy as np
 
-from utils import cli, images, layout, lazy
+from utils import batches, cli, images, layout, lazy
 from utils.errors import Problem
 from utils.features import extraction
 from utils.models import checkpoints, loading
@@ -104,22 +104,23 @@ def decode(args):
                                  lambda: estimator.depth([torch.zeros(1, *estimator.shape)] * len(NAMES)))
     flat = 0
     with cli.progress(desc=ws.depth_folder(*own).name, total=len(chosen), unit="img") as bar:
-        for start in range(0, len(chosen), size):
-            batch = chosen[start:start + size]
-            # A batch with any map missing is computed whole: a resumed run gives what an uninterrupted one would.
-            with writing.working(ws.depth_folder(*own), batch[0], batch[-1] + 1):
-                made = all(ws.depth(index, *own).exists() and ws.depth_image(index, *own).exists() for index in batch)
+        for batch in batches.aligned(chosen, len(states[0]), size):
+            # A batch with any map missing is computed whole: a resumed run, and one of any --imgidx, gives what one
+            # that made all at once would.
+            with writing.working(ws.depth_folder(*own), batch.own.start, batch.own.stop):
+                made = all(ws.depth(i, *own).exists() and ws.depth_image(i, *own).exists() for i in batch.own)
                 if args.overwrite or not made:
-                    rows = [torch.from_numpy(each[list(batch)]) for each in states]
+                    rows = [torch.from_numpy(each[batch.filled]) for each in states]
                     found = estimator.depth(rows)
-                    maps, pictures = (normalise(found, side).cpu().numpy() for side in (SIZE, PICTURE_SIZE))
+                    maps, pictures = (normalise(found, side)[batch.place].cpu().numpy()
+                                      for side in (SIZE, PICTURE_SIZE))
                     flat += int((maps == 0).all((1, 2, 3)).sum())
-                    for index, depth, large in zip(batch, maps[:, None], pictures[:, None]):
+                    for index, depth, large in zip(batch.own, maps[:, None], pictures[:, None]):
                         if args.overwrite or not ws.depth(index, *own).exists():
                             arrays.write_npy(ws.depth(index, *own), depth)
                         if args.overwrite or not ws.depth_image(index, *own).exists():
                             picture_files.save(ws.depth_image(index, *own), picture(large))
-            bar.update(len(batch))
+            bar.update(len(batch.own))
     if flat:
         cli.say(f"{flat} decoded depth maps have no relief: they carry no depth")
     print(f"{len(chosen)} depth maps in {ws.depth_folder(*own)}")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from utils import cli, images, layout, lazy, memory
+from utils import batches, cli, images, layout, lazy, memory
 from utils.errors import Problem
 from utils.features import extraction
 from utils.models import checkpoints, loading
@@ -274,35 +274,38 @@ def reconstruct(args):
         features={layer: provenance.digest(layout.manifest(folder)) for layer, folder in zip(LAYERS, folders)},
         **checkpoints.identity("vgg19"), generator=checkpoints.identity("generator"), **loading.arithmetic(device))
     provenance.claim_folder(ws.gan_image(0, *own).parent, wanted, args.overwrite)
-    chosen = cli.image_range(args.imgidx, len(trials.test_stimuli(ws)), "test image")
+    count = len(trials.test_stimuli(ws))
+    chosen = cli.image_range(args.imgidx, count, "test image")
     size = extraction.batch_size(args, device, AUTO_BATCH, lambda: invert(
         encoder, generator, {layer: torch.ones(1, *shapes[layer]) for layer in LAYERS}, generator.bound[None], 1))
-    # A batch with any picture missing is computed whole: a resumed run gives what an uninterrupted one would.
-    batches = [chosen[start:start + size] for start in range(0, len(chosen), size)]
+    # A batch with any picture missing is computed whole: a resumed run, and one of any --imgidx, gives what one that
+    # made all at once would.
 
     def lacking(batch):
-        return args.overwrite or not all(ws.gan_image(i, *own).exists() for i in batch)
+        return args.overwrite or not all(ws.gan_image(i, *own).exists() for i in batch.own)
 
-    todo = [batch for batch in batches if lacking(batch)]
+    todo = [batch for batch in batches.aligned(chosen, count, size) if lacking(batch)]
     scale = None if args.true_features or not todo else feature_scale(args, ws, encoder)
-    steps = args.n_iter * sum(map(len, todo))
+    steps = args.n_iter * sum(len(batch.filled) for batch in todo)
     with cli.progress(desc=ws.gan_image(0, *own).parents[3].name, total=steps, unit="step") as bar:
         for batch in todo:
-            with writing.working(ws.gan_image(0, *own).parent, batch[0], batch[-1] + 1):
+            with writing.working(ws.gan_image(0, *own).parent, batch.own.start, batch.own.stop):
                 if not lacking(batch):
                     continue
                 targets = {layer: torch.from_numpy(np.stack([
-                    read_mat(ws.gan_features(layer, i, *own), shapes[layer], made_by) for i in batch]))
+                    read_mat(ws.gan_features(layer, i, *own), shapes[layer], made_by) for i in batch.filled]))
                     for layer in LAYERS}
                 if scale:
                     targets = {layer: shifted_and_scaled(target, scale[layer]) for layer, target in targets.items()}
-                start = initial_features(args.seed, batch, len(generator.bound))
-                made = invert(encoder, generator, targets, start, args.n_iter, progress=lambda: bar.update(len(batch)))
-                pixels = encoder.pixels(made)
+                start = initial_features(args.seed, batch.filled, len(generator.bound))
+                made = invert(encoder, generator, targets, start, args.n_iter,
+                              progress=lambda: bar.update(len(batch.filled)))
+                pixels = encoder.pixels(made)[batch.place]
                 if not np.isfinite(pixels).all():
-                    raise Problem(f"the inversion of test images {batch[0]}..{batch[-1]} gave NaN or infinite pictures",
+                    raise Problem(f"the inversion of test images {batch.own[0]}..{batch.own[-1]} gave NaN or infinite "
+                                  "pictures",
                                   f"check their decoded features: run {made_by} --overwrite")
-                for index, exact, picture in zip(batch, pixels, to_uint8(pixels, levels)):
+                for index, exact, picture in zip(batch.own, pixels, to_uint8(pixels, levels)):
                     # The TIFF says that a picture is done: it comes last.
                     if args.overwrite or not ws.gan_image(index, *own).exists():
                         write_mat(ws.gan_pixels(index, *own), {"recon_image": exact, "recon_image_norm": picture},

@@ -1,7 +1,7 @@
 """From decoded features to images: what diffusion_decoding.py and its twin do around the diffusion model."""
 import numpy as np
 
-from utils import cli, images, layout, lazy
+from utils import batches, cli, images, layout, lazy
 from utils.errors import Problem
 from utils.features import extraction
 from utils.generate import captioning, depth_maps, diffusion
@@ -162,22 +162,24 @@ def reconstruct(args):
     provenance.claim_folder(folder, record(args, method, inputs, role, dtype), args.overwrite)
     save_originals(args, ws, folder, chosen)
 
-    items = [(image, sample) for image in chosen for sample in range(args.n_samples)]
+    items = [(image, sample) for image in range(inputs.count) for sample in range(args.n_samples)]
     auto = AUTO_BATCH | {"cpu": max(1, CPU_PIXELS // model.size ** 2)}
     size = extraction.batch_size(args, device, auto, lambda: model.probe(extra_channels=int(inputs.depths)),
                                  model.sliced_decode())
-    batches = [items[start:start + size] for start in range(0, len(items), size)]
-    with cli.progress(desc=run, total=len(items), unit="sample") as bar:
-        for batch in batches:
-            with writing.working(folder, batch[0][0], batch[-1][0] + 1):
-                missing = {item for item in batch if args.overwrite or not layout.sample_image(folder, *item).exists()}
-                # A batch with any sample missing is computed whole: kernels may round differently for another batch,
-                # and a resumed run has to give the same bytes as one that was never stopped.
+    own = range(chosen.start * args.n_samples, chosen.stop * args.n_samples)
+    with cli.progress(desc=run, total=len(own), unit="sample") as bar:
+        for batch in batches.aligned(own, len(items), size):
+            mine = items[batch.own.start:batch.own.stop]
+            with writing.working(folder, mine[0][0], mine[-1][0] + 1):
+                missing = {item for item in mine if args.overwrite or not layout.sample_image(folder, *item).exists()}
+                # A batch with any sample missing is computed whole: a resumed run, and one of any --imgidx, has to give
+                # the same bytes as one that made all at once.
                 if missing:
-                    for item, image in zip(batch, images.to_pixels(denoise(model, args, inputs, batch))):
+                    made = denoise(model, args, inputs, [items[place] for place in batch.filled])
+                    for item, image in zip(mine, images.to_pixels(made)[batch.place]):
                         if item in missing:
                             picture_files.save(layout.sample_image(folder, *item), image)
-            bar.update(len(batch))
+            bar.update(len(mine))
     print(f"{run}: {len(chosen)} images × {args.n_samples} samples in {folder}")
 
 

@@ -222,7 +222,7 @@ def _images(args):
 
 def _features(args):
     ws, run = layout.Workspace.of(args), cli.run_name(args)
-    return [ws.samples(run)], [ws.identification(run)]
+    return [*_design(ws), ws.samples(run)], [ws.identification(run)]
 
 
 def _identification(args):

@@ -124,6 +124,7 @@ class Commands:
                 sampling += [f"--{name}", str(getattr(self.args, name))]
         return [
             self.extract("diffusion_decoding.py", "diffusion_decoding_occluded.py", *run, *sampling),
-            self.extract("img2feat_decoded.py", "img2feat_decoded_occlusion.py", *run, "--usefeat", *self.args.usefeat),
+            self.extract("img2feat_decoded.py", "img2feat_decoded_occlusion.py", *run, *self.images, "--usefeat",
+                         *self.args.usefeat),
             [self._script("identification.py", "identification_occluded.py"), *self.subject, *run,
              "--usefeat", *self.args.usefeat]]

@@ -305,15 +305,17 @@ def _images(args):
 def _features(args):
     ws, run = layout.Workspace.of(args), cli.run_name(args)
     samples, folder = ws.samples(run), ws.identification(run)
-    pictures = network_features.pictures_of(samples)
+    chosen = args.imgidx and cli.image_range(args.imgidx, len(trials.test_stimuli(ws)), "test image")
+    pictures = network_features.pictures_of(samples, chosen)
     wanted = {"options": {"run": run}}
     if layout.manifest(samples).exists():
         wanted["pictures"] = text_files.read_json(layout.manifest(samples))
     files, parts = [], len(image_features.Parts(folder).found())
     for name in args.usefeat:
         there = image_features.ImageFeatures(folder, name).pictures
+        lacking = {(image, image_features.ORIGINAL) for image in chosen or ()} - pictures.keys()
         files += [folder if picture in there else layout.image_feature(folder, layout.image_stem(*picture), name)
-                  for picture in pictures]
+                  for picture in [*pictures, *lacking]]
     return Left(files, [(layout.manifest(folder), wanted)],
                 note=f"{parts} batches of pictures not joined yet" if parts else "")
 

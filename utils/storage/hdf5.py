@@ -6,10 +6,12 @@ set aside any amount of memory that a header asks for.
 import contextlib
 import math
 import mmap
+import os
 
 import h5py
 import numpy as np
 
+from utils import system
 from utils.errors import Problem
 
 DEFLATE = 1100  # bytes that one stored byte may unpack to; deflate, the strongest filter in use, reaches 1,032
@@ -21,19 +23,34 @@ FAULTS = (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError,
           NotImplementedError)
 
 
+class Gone(Problem):
+    """The file is not there, or no more: another process may have replaced it."""
+
+
+def _identity(path):
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 class File:
     """An HDF5 file, open for reading. missing, todo: what to do where it does not exist, or is damaged."""
 
     def __init__(self, path, missing, todo):
         self.path, self.todo = path, todo
+        before = _identity(path)
         try:
             self._file = h5py.File(path, "r")
         except FileNotFoundError as error:
-            raise Problem(f"{path} is missing", missing) from error
+            raise Gone(f"{path} is missing", missing) from error
         except PermissionError as error:
             raise Problem(f"{path} may not be read", "check its permissions") from error
         except FAULTS as error:
-            raise Problem(f"{path} is not a whole HDF5 file ({error})", todo) from error
+            # HDF5 looks at the path again when it has opened the file, and finds another there or none.
+            problem = Gone if system.is_gone(error) or _identity(path) != before else Problem
+            raise problem(f"{path} is not a whole HDF5 file ({error})", todo) from error
 
     def __enter__(self):
         return self
@@ -49,7 +66,8 @@ class File:
         try:
             yield
         except FAULTS as error:
-            raise Problem(f"{what} of {self.path} cannot be read ({error})", self.todo) from error
+            problem = Gone if system.is_gone(error) else Problem
+            raise problem(f"{what} of {self.path} cannot be read ({error})", self.todo) from error
 
     def refuse(self, what):
         """Raises the Problem that something in the file is wrong."""
@@ -99,7 +117,8 @@ class File:
 
         ends: bytes at the beginning and the end of the file that are searched for heaps.
         """
-        with open(self.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with (self._guarded("the file"), open(self.path, "rb") as file,
+              mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content):
             parts = [(0, len(content))] if len(content) <= 2 * ends else \
                 [(0, ends), (len(content) - ends, len(content))]
             for start, stop in parts:

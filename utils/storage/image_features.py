@@ -14,7 +14,7 @@ import numpy as np
 
 from utils import __version__, layout
 from utils.errors import Problem
-from utils.storage import arrays, hdf5, writing
+from utils.storage import arrays, hdf5, locks, writing
 
 ORIGINAL = "org"
 AGAIN = "delete it and run img2feat_decoded.py again"
@@ -84,10 +84,17 @@ def order(picture):
 
 
 class Parts:
-    """What a running img2feat_decoded.py has computed so far: a file per batch, until `assemble` joins them."""
+    """What running img2feat_decoded.py have computed so far: a file per batch, until `assemble` joins them.
+
+    Several processes, each with images of its own, write parts side by side; who joins or removes them does so `alone`.
+    """
 
     def __init__(self, folder):
         self.folder, self.run = layout.image_features_parts(folder), folder
+
+    def alone(self):
+        """Keep other processes from writing, joining and removing parts during the block."""
+        return locks.alone(self.run, "parts", said=f"{self.run.name}: waiting for another process that joins features")
 
     def found(self):
         return layout.plain_files(self.folder) if self.folder.exists() else []
@@ -103,17 +110,30 @@ class Parts:
     def clear(self):
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def drop(self, names):
+        """Remove some features from the parts."""
+        for path in self.found():
+            with hdf5.File(path, "run img2feat_decoded.py", AGAIN) as file:
+                held = {name for name in layout.EVALUATION_FEATURES if name in file}
+            if not held - set(names):
+                path.unlink()
+            elif held & set(names):
+                with writing.atomic(path) as temporary, h5py.File(temporary, "w") as new, h5py.File(path) as old:
+                    for name in sorted(held - set(names)):
+                        old.copy(name, new)
+
     def write(self, features):
         """One batch. features: {feature: {picture: (dims,)}}."""
-        number = 1 + max((int(path.stem) for path in self.found()), default=-1)
         size = sum(vector.nbytes for each in features.values() for vector in each.values())
-        with (writing.atomic(layout.image_features_part(self.run, number)) as temporary,
-              arrays.new_h5(temporary, size) as file):
-            for feature, vectors in features.items():
-                pictures = sorted(vectors, key=order)
-                _create(file.create_group(feature), pictures, len(vectors[pictures[0]]))
-                for picture, (group, row) in _numbered(pictures).items():
-                    file[f"{feature}/{group}/features"][row] = vectors[picture]
+        with self.alone():
+            number = 1 + max((int(path.stem) for path in self.found()), default=-1)
+            with (writing.atomic(layout.image_features_part(self.run, number)) as temporary,
+                  arrays.new_h5(temporary, size) as file):
+                for feature, vectors in features.items():
+                    pictures = sorted(vectors, key=order)
+                    _create(file.create_group(feature), pictures, len(vectors[pictures[0]]))
+                    for picture, (group, row) in _numbered(pictures).items():
+                        file[f"{feature}/{group}/features"][row] = vectors[picture]
 
     def pictures(self, feature):
         """The set of pictures that the parts hold of one feature."""
@@ -128,13 +148,14 @@ class Parts:
                         yield picture, lambda: file.dataset(f"{group}/features", "fiu", 2)[row]
 
     def assemble(self, feature, network):
-        """Join the parts with what the feature's file and `.npy` files held before, in one new file.
+        """Join the parts with what the feature's file and `.npy` files held before, in one new file; of a picture that
+        is in several, what was written last counts.
 
         network: {"model", "revision"} of the network, as attributes. Raises Problem where features differ in size.
         """
         new, old = self.pictures(feature), ImageFeatures(self.run, feature)
         pictures = sorted(new | old.pictures, key=order)
-        if old.whole == set(pictures):
+        if old.whole == set(pictures) and all(np.array_equal(read(), old[each]) for each, read in self._each(feature)):
             return
         places = _numbered(pictures)
         first = next(read() for _, read in self._each(feature)) if new else old[pictures[0]]

@@ -4,15 +4,17 @@ A file is written to a temporary name beside its own and renamed when whole: a r
 """
 import contextlib
 import os
-import platform
 import re
 import tempfile
+import time
 from pathlib import Path
 
 from utils import system
 from utils.storage import locks
 
-HOST = "".join(letter for letter in platform.node() if letter.isalnum()) or "host"
+# .{stem}.{system.namespace()}-{process}.{random}.part{suffix}; earlier versions had a host's name for the namespace
+TEMPORARY = re.compile(r"\..+\.([0-9A-Za-z]+)-([0-9]+)\.\w{8}\.part(?:\.[^.]*)?")
+OLD = 24 * 3600  # seconds after which a temporary file of who knows whom is mentioned: longer than any file is written
 
 
 @contextlib.contextmanager
@@ -20,8 +22,8 @@ def atomic(path):
     """Yield a temporary path beside `path`; rename it to `path` if the block ends well, remove it otherwise."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.{HOST}-{os.getpid()}.", suffix=f".part{path.suffix}",
-                                    dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.{system.namespace()}-{os.getpid()}.",
+                                    suffix=f".part{path.suffix}", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -52,12 +54,26 @@ def naming(path):
 
 
 def sweep(folder):
-    """Remove the temporary files that processes of this machine left in `folder` when they were killed."""
-    for path in Path(folder).glob(f".*.{HOST}-*.part*"):
-        maker = path.name.split(f".{HOST}-")[1].split(".")[0]
-        if not system.is_alive(int(maker)):
-            with contextlib.suppress(PermissionError):
-                path.unlink(missing_ok=True)
+    """Remove the temporary files that processes of this machine and namespace left in `folder` when they were killed.
+
+    Of others' (another machine's, container's, or from before a restart) nobody here can tell whether they are still
+    written. They stay; those that have not been touched for a day are named once.
+    """
+    here, left = system.namespace(), []
+    for path in Path(folder).glob(".*.part*"):
+        made = TEMPORARY.fullmatch(path.name)
+        if made and made[1] == here:
+            if not system.is_alive(int(made[2])):
+                with contextlib.suppress(PermissionError):
+                    path.unlink(missing_ok=True)
+        elif made:
+            with contextlib.suppress(FileNotFoundError):  # whose it is has finished it
+                left.append((path.stat().st_mtime, path.name))
+    if left and time.time() - min(left)[0] > OLD:
+        old = sorted(name for touched, name in left if time.time() - touched > OLD)
+        locks.tell(("old", str(folder)), f"warning: {folder} holds unfinished files of another machine or container, "
+                   f"or from before a restart, untouched for a day: {len(old)}, the first is {old[0]} — delete them "
+                   "once nothing works there any more")
 
 
 def _umask():
