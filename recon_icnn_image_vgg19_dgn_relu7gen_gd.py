@@ -25,6 +25,11 @@ def main(argv=None):
                         help="the control: invert what make_vgg19fromdecode.py --shuffle_trials SEED wrote")
     parser.add_argument("--n_iter", type=int, default=gan_inversion.N_ITER, metavar="N",
                         help="iterations (default: 200)")
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="float32",
+                        help="of the networks; auto: bfloat16 on a CPU that has it, else float32 (default: float32)")
+    parser.add_argument("--convolutions", choices=["auto", "direct", "winograd"], default="auto",
+                        help="winograd takes fewer multiplications for the large layers, on a CPU in float32; auto: "
+                        "winograd where it can be had (default)")
     parser.add_argument("--levels", choices=["auto", "stretch", "clip"], default="auto",
                         help="stretch each picture's range to 0–255 as the cookbook does, or clip it to 0–255 "
                         "(default: auto, stretch for the published generator, clip for one that says so)")
