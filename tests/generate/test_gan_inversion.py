@@ -117,6 +117,16 @@ def test_other_layers_are_computed_by_themselves(layer, side):
     assert torch.equal(winograd.run(layer, value), layer(value))
 
 
+def test_the_learning_rate_is_that_of_the_first_step(nets):
+    encoder, generator = nets
+    targets = encoder.activations(encoder.prepare(pictures(2)), gan_inversion.LAYERS)
+    start = gan_inversion.initial_features(0, range(2), 12)
+    published, slow = (gan_inversion.invert(encoder, generator, targets, start, 3, learning_rate=rate)
+                       for rate in (2.0, 0.1))
+    assert torch.equal(published, gan_inversion.invert(encoder, generator, targets, start, 3))
+    assert not torch.equal(published, slow)
+
+
 def test_inversion_lowers_the_error(nets):
     encoder, generator = nets
     true = generator.network(torch.rand(4, 12) * generator.bound)
@@ -386,6 +396,10 @@ def test_a_resumed_run_gives_the_same_bytes(inverted):
 def test_other_settings_do_not_mix_with_finished_pictures(inverted):
     with pytest.raises(Problem, match="n_iter"):
         recon.main([*inverted[2], *GPU, "--true_features", "--n_iter", "61"])
+    with pytest.raises(Problem, match="learning_rate"):
+        recon.main([*inverted[2], *GPU, "--true_features", "--n_iter", "60", "--learning_rate", "1"])
+    with pytest.raises(SystemExit):
+        recon.main([*inverted[2], *GPU, "--learning_rate", "0"])
     with pytest.raises(Problem, match="seed"):
         recon.main([*inverted[2], *GPU, "--true_features", "--n_iter", "60", "--seed", "1"])
 

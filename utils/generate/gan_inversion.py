@@ -151,13 +151,14 @@ def shifted_and_scaled(found, scale):
     return (found - mean) / spread(found).view(shape) * scale + mean
 
 
-def invert(encoder, generator, targets, start, n_iter=N_ITER, progress=None):
+def invert(encoder, generator, targets, start, n_iter=N_ITER, progress=None, learning_rate=LEARNING_RATE[0]):
     """Search for generator inputs whose pictures have the target features: gradient descent, a batch at once.
 
     encoder, generator: caffe_nets. targets: {layer: (n, C, H, W) or (n, units) float32}. start: (n, units) float32.
     A picture's loss is the squared error of each layer over the squared norm of its target; its gradient is divided by
     its mean absolute value, so pictures do not influence each other. Returns the last pictures, (n, 3, s, s) float32 in
     the encoder's space, generated before the last step as bdpy does. progress: called after each iteration.
+    learning_rate: at the first iteration.
     """
     device, layers, dtype = encoder.device, list(targets), next(generator.network.parameters()).dtype
     targets = {layer: target.to(device, torch.float32) for layer, target in targets.items()}
@@ -165,7 +166,7 @@ def invert(encoder, generator, targets, start, n_iter=N_ITER, progress=None):
     z = start.to(device, torch.float32, copy=True)
     momentum = torch.zeros_like(z)
     for iteration in range(n_iter):
-        rate = LEARNING_RATE[0] + iteration * (LEARNING_RATE[1] - LEARNING_RATE[0]) / n_iter
+        rate = learning_rate + iteration * (LEARNING_RATE[1] - learning_rate) / n_iter
         z.requires_grad_(True)
         with torch.enable_grad():
             made = central(generator.network(z.to(dtype)), encoder.image_size)
@@ -301,6 +302,8 @@ def reconstruct(args):
     if missing:
         raise Problem(f"there are no decoded features of {' '.join(missing)}", f"run {made_by}")
     options = {name: getattr(args, name) for name in OPTIONS} | {"levels": levels} | arithmetic
+    if args.learning_rate != LEARNING_RATE[0]:
+        options["learning_rate"] = args.learning_rate
     wanted = provenance.record(
         "recon_icnn_image_vgg19_dgn_relu7gen_gd.py", options,
         features={layer: provenance.digest(layout.manifest(folder)) for layer, folder in zip(LAYERS, folders)},
@@ -329,7 +332,8 @@ def reconstruct(args):
                 if scale:
                     targets = {layer: shifted_and_scaled(target, scale[layer]) for layer, target in targets.items()}
                 start = initial_features(args.seed, batch, len(generator.bound))
-                made = invert(*inverting, targets, start, args.n_iter, progress=lambda: bar.update(len(batch)))
+                made = invert(*inverting, targets, start, args.n_iter, lambda: bar.update(len(batch)),
+                              args.learning_rate)
                 pixels = encoder.pixels(made)
                 if not np.isfinite(pixels).all():
                     raise Problem(f"the inversion of test images {batch[0]}..{batch[-1]} gave NaN or infinite pictures",
