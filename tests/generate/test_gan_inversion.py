@@ -435,6 +435,17 @@ def test_winograd_is_taken_where_a_layer_is_large_enough_and_recorded(copied, mo
         recon.main([*again[:-1], "--convolutions", "direct"])
 
 
+def test_pictures_of_vgg19s_own_size_are_inverted_few_at_a_time(copied, monkeypatch):
+    ws, where = copied
+    sizes, invert = [], gan_inversion.invert
+    monkeypatch.setattr(gan_inversion, "invert", lambda *given: (sizes.append(len(given[3])), invert(*given))[1])
+    monkeypatch.setattr(gan_inversion, "LARGE_BATCH", {"cpu": 3})
+    recon.main([*where, "--n_iter", "1", "--overwrite"])
+    monkeypatch.setattr(caffe_nets, "IMAGENET_SIZE", 64)
+    recon.main([*where, "--n_iter", "1", "--overwrite"])
+    assert sizes == [TEST, 3, 1]
+
+
 def test_bfloat16_is_recorded_and_gives_pictures_like_float32s(copied):
     ws, where = copied
     again = [*where, "--n_iter", "3", "--imgidx", "0"]  # it is emulated where the processor has none, and slow

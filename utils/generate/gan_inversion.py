@@ -23,7 +23,7 @@ from utils.storage import provenance, writing
 
 torch = lazy.module("torch")
 scipy = lazy.module("scipy")
-winograd = lazy.module("utils.models.winograd")
+caffe_nets, winograd = map(lazy.module, ("utils.models.caffe_nets", "utils.models.winograd"))
 
 LAYERS = ("conv1_2", "conv2_2", "conv3_4", "conv4_4", "conv5_4", "fc6", "fc7", "fc8")  # that are inverted
 N_ITER = 200
@@ -33,6 +33,7 @@ CLIPPED_PERCENT = 4  # of the levels, half at either end, before a picture is st
 SCALE_IMAGES = 1000  # training images, evenly spaced, from which the layers' spread is taken
 DRAW_GENERATOR_INPUT = 3  # keeps the streams of random numbers of different draws of one item apart
 AUTO_BATCH = {"cuda": 32, "mps": 8, "cpu": 16}  # pictures inverted at once
+LARGE_BATCH = AUTO_BATCH | {"cpu": 4}  # of VGG19's own size, whose layers are then better in the processor's cache
 EXTRACT_BATCH = {"cuda": 64, "mps": 16, "cpu": 32}
 
 
@@ -310,7 +311,8 @@ def reconstruct(args):
         **checkpoints.identity("vgg19"), generator=checkpoints.identity("generator"), **loading.arithmetic(device))
     provenance.claim_folder(ws.gan_image(0, *own).parent, wanted, args.overwrite)
     chosen = cli.image_range(args.imgidx, len(trials.test_stimuli(ws)), "test image")
-    size = extraction.batch_size(args, device, AUTO_BATCH, lambda: invert(
+    auto = LARGE_BATCH if encoder.image_size >= caffe_nets.IMAGENET_SIZE else AUTO_BATCH
+    size = extraction.batch_size(args, device, auto, lambda: invert(
         *inverting, {layer: torch.ones(1, *shapes[layer]) for layer in LAYERS}, generator.bound[None], 1))
     # A batch with any picture missing is computed whole: a resumed run gives what an uninterrupted one would.
     batches = [chosen[start:start + size] for start in range(0, len(chosen), size)]
