@@ -43,6 +43,8 @@ def main(argv=None):
     parser.add_argument("--start", choices=diffusion.STARTS, help="how latents are enlarged (default: picture)")
     parser.add_argument("--guided_below", type=float, metavar="SHARE",
                         help="share of the noise schedule below which steps are guided (default: 1)")
+    parser.add_argument("--n_iter", type=int, metavar="N", help="of the GAN inversion (default: 200)")
+    parser.add_argument("--learning_rate", type=float, metavar="X", help="of the GAN inversion (default: 2)")
     parser.add_argument("--store", choices=["float16", "float32"],
                         help="precision in which init_latent and c are kept (default: float32)")
     parser.add_argument("--occlude_on_read", action="store_true",

@@ -196,6 +196,7 @@ def inversion(args, study):
 
     encoder, generator, shapes = _shared.vgg19_and_generator(torch.device("cpu"))
     targets = {layer: torch.randn(4, *shape) for layer, shape in shapes.items()}
+    encoder, generator, _ = gan_inversion.with_arithmetic(encoder, generator, args.precision, args.convolutions)
     took = timed(lambda: gan_inversion.invert(encoder, generator, targets, torch.rand(4, 4_096), n_iter=2))
     return {"recon_icnn_image_vgg19_dgn_relu7gen_gd.py": Measured(
         "2 steps of 4 pictures", took, took * study.test * args.n_iter / (4 * 2))}

@@ -5,10 +5,14 @@ runs make_subjmri.py on them. Time is also given as processor seconds, which oth
 
     python benchmarks/subjmri.py            # 200 volumes a session
     python benchmarks/subjmri.py --full     # 750, as NSD: two minutes more
+
+What two workers can gain is what two processes side by side gain that unpack a session each and do nothing else: on two
+threads of one core, or beside other work, less than 2. It is measured in turn with the workers, and so are they.
 """
 import argparse
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +31,7 @@ from isal import igzip
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from utils.nsd import object_keys, s3  # noqa: E402
+from utils.storage import provenance  # noqa: E402
 
 SHAPE = (81, 104, 83)  # subj01, func1pt8mm (docs/nsd_formats.md)
 BRAIN = 0.32  # share of the volume inside NSD's brain mask, about: 0.22 of 0.70 million voxels
@@ -139,6 +144,42 @@ def _memory(pid):
     return total
 
 
+def side_by_side(sessions, processes):
+    """Wall seconds of unpacking so many times a session, by so many processes at a time, with the library of ours."""
+    code = "import sys; from isal import igzip; file = igzip.open(sys.argv[1])\nwhile file.read(1 << 20): pass"
+    start = time.perf_counter()
+    for first in range(0, len(sessions), processes):
+        running = [subprocess.Popen([sys.executable, "-c", code, session])
+                   for session in sessions[first:first + processes]]
+        if any(process.wait() for process in running):
+            raise SystemExit("unpacking a session failed")
+    return time.perf_counter() - start
+
+
+def workers(folder, temporary, sessions, repeats, environment, where):
+    """Print what two workers gain over one, and what is to be gained; the fastest of a few, in turn, counts.
+
+    environment: of make_subjmri.py, to find the sessions. Raises SystemExit if the artifacts differ.
+    """
+    paths = [str(Path(folder, object_keys.betas_key("subj01", number))) for number in range(1, sessions + 1)]
+    ours, unpacking, found = {1: [], 2: []}, {1: [], 2: []}, []
+    for repeat in range(repeats):
+        for count in (1, 2):
+            workdir = Path(temporary, f"{where}{count}{repeat}")
+            wall, used, peak = measure([sys.executable, "make_subjmri.py", "--workdir", str(workdir),
+                                        "--workers", str(count), "--sessions", str(sessions)], **environment)
+            ours[count].append((wall, used, peak))
+            unpacking[count].append(side_by_side(paths, count))
+            found.append({path.name: provenance.digest(path) for path in workdir.rglob("*.npy")})
+            shutil.rmtree(workdir)
+    if any(each != found[0] for each in found):
+        raise SystemExit("the artifacts of one worker and of two differ")
+    (one, _, alone), (two, _, both) = min(ours[1]), min(ours[2])
+    most = min(unpacking[1]) / min(unpacking[2])
+    print(f"{where}, {sessions} sessions: --workers 1 {one:.1f} s, {alone:.0f} MB; --workers 2 {two:.1f} s, "
+          f"{both:.0f} MB: {one / two:.2f}×; two processes that only unpack gain {most:.2f}×", flush=True)
+
+
 def size_of(folder):
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1e6
 
@@ -146,7 +187,8 @@ def size_of(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="750 volumes a session, as NSD")
-    parser.add_argument("--sessions", type=int, default=3, help="sessions of the longer runs (default: 3)")
+    parser.add_argument("--sessions", type=int, default=4, help="sessions of the longer runs (default: 4)")
+    parser.add_argument("--repeats", type=int, default=2, help="runs with one worker and with two (default: 2)")
     args = parser.parse_args()
     if args.sessions < 2:
         parser.error("--sessions must be at least 2: what a further session takes is the difference to one")
@@ -161,12 +203,14 @@ def main():
             rows = [("gzip -dc > /dev/null", 1, *measure(["gzip", "-dc", str(session)]), 0)]
             load = f"import nibabel, numpy; numpy.asarray(nibabel.load({str(session)!r}).dataobj)"
             rows.append(("nibabel, whole session in memory", 1, *measure([sys.executable, "-c", load]), raw))
-            for sessions, workers in ((1, 1), (args.sessions, 1), (args.sessions, 2)):
-                workdir = Path(temporary, f"out{sessions}{workers}")
-                taken = measure(
-                    [sys.executable, "make_subjmri.py", "--workdir", str(workdir), "--sessions", str(sessions),
-                     "--workers", str(workers)], NSD_ROOT=f"s3://{BUCKET}", AWS_ENDPOINT_URL_S3=url)
-                rows.append((f"make_subjmri.py over S3, --workers {workers}", sessions, *taken, size_of(workdir)))
+            over_s3 = {"NSD_ROOT": f"s3://{BUCKET}", "AWS_ENDPOINT_URL_S3": url}
+            for sessions in (1, args.sessions):
+                workdir = Path(temporary, f"out{sessions}")
+                taken = measure([sys.executable, "make_subjmri.py", "--workdir", str(workdir),
+                                 "--sessions", str(sessions)], **over_s3)
+                rows.append(("make_subjmri.py over S3", sessions, *taken, size_of(workdir)))
+            workers(folder, temporary, args.sessions, args.repeats, over_s3, "over S3")
+        workers(folder, temporary, args.sessions, args.repeats, {"NSD_ROOT": str(folder)}, "local folder")
 
     print(f"{'':36}{'sessions':>9}{'wall s':>9}{'CPU s':>9}{'MB/s wall':>11}{'MB/CPU s':>10}{'peak MB':>9}"
           f"{'disk MB':>9}")

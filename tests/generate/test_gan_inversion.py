@@ -25,7 +25,7 @@ from mini_nsd import scene_rendering, scene_sampling
 from utils import layout
 from utils.errors import Problem
 from utils.generate import gan_inversion
-from utils.models import caffe_nets, checkpoints, loading
+from utils.models import caffe_nets, checkpoints, loading, winograd
 from utils.nsd import object_keys
 from utils.ridge import decoded_features
 from utils.storage import arrays, feature_shards, subject_matrices, text_files
@@ -90,6 +90,41 @@ def test_the_generator_input_stays_between_zero_and_the_bound(nets):
     assert seen[0].min() < 0  # the start is as bdpy's, a normal draw
     assert all(z.min() >= 0 and (z <= generator.bound).all() for z in seen[1:])
     assert any((z == generator.bound).any() for z in seen[1:])
+
+
+no_winograd = pytest.mark.skipif(not winograd.is_there(), reason="this PyTorch has no NNPACK; runs where it has")
+
+
+@no_winograd
+def test_winograd_gives_the_direct_convolution_and_its_gradient():
+    layer = torch.nn.Conv2d(64, 70, 3, padding=1).requires_grad_(False)
+    direct, value = (torch.randn(2, 64, 28, 30).requires_grad_() for _ in range(2))
+    direct.data[:] = value.data
+    ours, theirs = winograd.run(layer, value), layer(direct)
+    assert not torch.equal(ours, theirs)  # it is another way
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * float(theirs.detach().abs().max()))
+    slope = torch.randn_like(theirs)
+    found, true = torch.autograd.grad(ours, value, slope)[0], torch.autograd.grad(theirs, direct, slope)[0]
+    torch.testing.assert_close(found, true, rtol=0, atol=1e-4 * float(true.abs().max()))
+
+
+@no_winograd
+@pytest.mark.parametrize("layer, side", [
+    (torch.nn.Conv2d(64, 64, 3, padding=1), 14), (torch.nn.Conv2d(3, 64, 3, padding=1), 40),
+    (torch.nn.Conv2d(64, 64, 3), 40), (torch.nn.Conv2d(64, 64, 3, padding=1, stride=2), 40), (torch.nn.ReLU(), 40)])
+def test_other_layers_are_computed_by_themselves(layer, side):
+    value = torch.randn(1, getattr(layer, "in_channels", 64), side, side)
+    assert torch.equal(winograd.run(layer, value), layer(value))
+
+
+def test_the_learning_rate_is_that_of_the_first_step(nets):
+    encoder, generator = nets
+    targets = encoder.activations(encoder.prepare(pictures(2)), gan_inversion.LAYERS)
+    start = gan_inversion.initial_features(0, range(2), 12)
+    published, slow = (gan_inversion.invert(encoder, generator, targets, start, 3, learning_rate=rate)
+                       for rate in (2.0, 0.1))
+    assert torch.equal(published, gan_inversion.invert(encoder, generator, targets, start, 3))
+    assert not torch.equal(published, slow)
 
 
 def test_inversion_lowers_the_error(nets):
@@ -361,8 +396,67 @@ def test_a_resumed_run_gives_the_same_bytes(inverted):
 def test_other_settings_do_not_mix_with_finished_pictures(inverted):
     with pytest.raises(Problem, match="n_iter"):
         recon.main([*inverted[2], *GPU, "--true_features", "--n_iter", "61"])
+    with pytest.raises(Problem, match="learning_rate"):
+        recon.main([*inverted[2], *GPU, "--true_features", "--n_iter", "60", "--learning_rate", "1"])
+    with pytest.raises(SystemExit):
+        recon.main([*inverted[2], *GPU, "--learning_rate", "0"])
     with pytest.raises(Problem, match="seed"):
         recon.main([*inverted[2], *GPU, "--true_features", "--n_iter", "60", "--seed", "1"])
+
+
+@pytest.fixture
+def copied(inverted, tmp_path):
+    """(workspace, flags) of a copy of the finished pictures, to make them in other ways."""
+    folder = shutil.copytree(inverted[0], tmp_path / "copy")
+    return layout.Workspace(folder, "subj01"), ["--workdir", str(folder), *GPU, "--true_features"]
+
+
+def arithmetic(ws):
+    """What the record of the recovery check's pictures says of how they were computed."""
+    options = text_files.read_json(layout.manifest(ws.gan_image(0, control="true_features").parent))["options"]
+    return {name: options[name] for name in ("precision", "convolutions") if name in options}
+
+
+@no_winograd
+def test_winograd_is_taken_where_a_layer_is_large_enough_and_recorded(copied, monkeypatch):
+    ws, where = copied
+    again = [*where, "--n_iter", "5", "--overwrite"]
+    with pytest.raises(Problem, match="--convolutions winograd: .* — pass --convolutions auto"):
+        recon.main([*again, "--convolutions", "winograd"])
+    assert arithmetic(ws) == {}  # of the finished pictures: the small networks' layers are too small
+    recon.main([*again, "--convolutions", "direct"])
+    direct = scipy.io.loadmat(ws.gan_pixels(1, control="true_features"))["recon_image"]
+    monkeypatch.setattr(winograd, "CHANNELS", 8)
+    recon.main(again)
+    assert arithmetic(ws) == {"convolutions": "winograd"}
+    ours = scipy.io.loadmat(ws.gan_pixels(1, control="true_features"))["recon_image"]
+    assert 0 < np.abs(ours - direct).max() < 0.05 * direct.std()
+    with pytest.raises(Problem, match="convolutions"):
+        recon.main([*again[:-1], "--convolutions", "direct"])
+
+
+def test_pictures_of_vgg19s_own_size_are_inverted_few_at_a_time(copied, monkeypatch):
+    ws, where = copied
+    sizes, invert = [], gan_inversion.invert
+    monkeypatch.setattr(gan_inversion, "invert", lambda *given: (sizes.append(len(given[3])), invert(*given))[1])
+    monkeypatch.setattr(gan_inversion, "LARGE_BATCH", {"cpu": 3})
+    recon.main([*where, "--n_iter", "1", "--overwrite"])
+    monkeypatch.setattr(caffe_nets, "IMAGENET_SIZE", 64)
+    recon.main([*where, "--n_iter", "1", "--overwrite"])
+    assert sizes == [TEST, 3, 1]
+
+
+def test_bfloat16_is_recorded_and_gives_pictures_like_float32s(copied):
+    ws, where = copied
+    again = [*where, "--n_iter", "3", "--imgidx", "0"]  # it is emulated where the processor has none, and slow
+    recon.main([*again, "--overwrite"])
+    exact = scipy.io.loadmat(ws.gan_pixels(0, control="true_features"))["recon_image"]
+    with pytest.raises(Problem, match="precision"):
+        recon.main([*again, "--precision", "bfloat16"])
+    recon.main([*again, "--precision", "bfloat16", "--overwrite"])
+    assert arithmetic(ws) == {"precision": "bfloat16"}
+    coarse = scipy.io.loadmat(ws.gan_pixels(0, control="true_features"))["recon_image"]
+    assert 0 < np.abs(coarse - exact).mean() < 0.2 * exact.std()
 
 
 def decode(ws, dataset=None, layers=gan_inversion.LAYERS):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import nibabel
 import numpy as np
@@ -18,7 +19,7 @@ import make_subjmri
 from tests import tiny_nsd
 from utils import layout
 from utils.errors import Problem
-from utils.nsd import beta_session, nifti_volumes, retrying, s3, trials
+from utils.nsd import beta_session, mrifeat, nifti_volumes, retrying, s3, trials
 from utils.pipeline import status
 from utils.storage import text_files
 
@@ -97,6 +98,14 @@ def test_s3_workers_and_a_local_folder_give_the_same_bytes(server, world, tmp_pa
     monkeypatch.setenv("NSD_ROOT", str(world))
     local = make(tmp_path / "local")
     assert contents(one.mrifeat) == contents(two.mrifeat) == contents(local.mrifeat)
+
+
+def test_workers_finish_artifacts_beside_each_other(world, tmp_path, monkeypatch):
+    both = threading.Barrier(2, timeout=30)  # that breaks where one is finished after the other
+    finish = mrifeat._finish
+    monkeypatch.setattr(mrifeat, "_finish", lambda *given: (both.wait(), finish(*given)))
+    ws = make(tmp_path, "--workers", "2")
+    assert len(list(ws.mrifeat.glob("*betas_*.npy"))) == 4 * len(ROIS)
 
 
 def test_big_endian_volumes_give_the_same_integers(world, tmp_path):

@@ -4,6 +4,8 @@ The numbers are those of Takagi & Nishimoto (arXiv 2306.11536), recon_icnn_image
 them from Kamitani Lab's cookbook (Shen et al., PLOS Computational Biology 2019). `invert` does for a batch of pictures
 at once what `bdpy.recon.torch.icnn.reconstruct` does for one.
 """
+import copy
+import dataclasses
 import io
 import math
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from utils.storage import provenance, writing
 
 torch = lazy.module("torch")
 scipy = lazy.module("scipy")
+caffe_nets, winograd = map(lazy.module, ("utils.models.caffe_nets", "utils.models.winograd"))
 
 LAYERS = ("conv1_2", "conv2_2", "conv3_4", "conv4_4", "conv5_4", "fc6", "fc7", "fc8")  # that are inverted
 N_ITER = 200
@@ -29,7 +32,8 @@ MOMENTUM, DECAY = 0.9, 0.01
 CLIPPED_PERCENT = 4  # of the levels, half at either end, before a picture is stretched to 0–255
 SCALE_IMAGES = 1000  # training images, evenly spaced, from which the layers' spread is taken
 DRAW_GENERATOR_INPUT = 3  # keeps the streams of random numbers of different draws of one item apart
-AUTO_BATCH = {"cuda": 32, "mps": 8, "cpu": 16}  # pictures inverted at once
+AUTO_BATCH = {"cuda": 32, "mps": 8, "cpu": 8}  # pictures inverted at once
+LARGE_BATCH = AUTO_BATCH | {"cpu": 4}  # of VGG19's own size, whose layers are then better in the processor's cache
 EXTRACT_BATCH = {"cuda": 64, "mps": 16, "cpu": 32}
 
 
@@ -148,35 +152,64 @@ def shifted_and_scaled(found, scale):
     return (found - mean) / spread(found).view(shape) * scale + mean
 
 
-def invert(encoder, generator, targets, start, n_iter=N_ITER, progress=None):
+def invert(encoder, generator, targets, start, n_iter=N_ITER, progress=None, learning_rate=LEARNING_RATE[0]):
     """Search for generator inputs whose pictures have the target features: gradient descent, a batch at once.
 
     encoder, generator: caffe_nets. targets: {layer: (n, C, H, W) or (n, units) float32}. start: (n, units) float32.
     A picture's loss is the squared error of each layer over the squared norm of its target; its gradient is divided by
-    its mean absolute value, so pictures do not influence each other. Returns the last pictures, (n, 3, s, s) in the
-    encoder's space, generated before the last step as bdpy does. progress: called after each iteration.
+    its mean absolute value, so pictures do not influence each other. Returns the last pictures, (n, 3, s, s) float32 in
+    the encoder's space, generated before the last step as bdpy does. progress: called after each iteration.
+    learning_rate: at the first iteration.
     """
-    device, layers = encoder.device, list(targets)
+    device, layers, dtype = encoder.device, list(targets), next(generator.network.parameters()).dtype
     targets = {layer: target.to(device, torch.float32) for layer, target in targets.items()}
     weights = layer_weights(targets)
     z = start.to(device, torch.float32, copy=True)
     momentum = torch.zeros_like(z)
     for iteration in range(n_iter):
-        rate = LEARNING_RATE[0] + iteration * (LEARNING_RATE[1] - LEARNING_RATE[0]) / n_iter
+        rate = learning_rate + iteration * (LEARNING_RATE[1] - learning_rate) / n_iter
         z.requires_grad_(True)
         with torch.enable_grad():
-            made = central(generator.network(z), encoder.image_size)
+            made = central(generator.network(z.to(dtype)), encoder.image_size)
             found = encoder.activations(made, layers)
-            loss = sum((weights[layer] * (found[layer] - target).flatten(1).square().sum(1)).sum()
-                       for layer, target in targets.items())
-            gradient, = torch.autograd.grad(loss, z)
+            gradient, = torch.autograd.grad(list(found.values()), z, [
+                slope(found[layer].detach(), targets[layer], weights[layer]) for layer in layers])
         size = gradient.abs().mean(1, keepdim=True)
         gradient = gradient / torch.where(size > 0, size, 1)
         momentum = MOMENTUM * momentum + gradient
         z = torch.minimum(((1 - DECAY) * (z.detach() - rate * momentum)).clamp_min(0), generator.bound)
         if progress:
             progress()
-    return made.detach()
+    return made.detach().float()
+
+
+def slope(found, target, weight):
+    """The gradient of weight (n,) × the squared error of a layer, (n, …) in found's dtype: 2 weight (found - target).
+
+    Written out, since to square the largest layers and to go back takes four passes over them where this takes two.
+    """
+    return ((found - target) * (2 * weight).view(-1, *[1] * (found.dim() - 1))).to(found.dtype)
+
+
+def with_arithmetic(encoder, generator, precision, convolutions):
+    """(encoder, generator, what goes on record) that `invert` computes with, as --precision and --convolutions ask.
+
+    On record is only what is not float32 and direct. Raises Problem for Winograd convolutions that are not to be had.
+    """
+    dtype = torch.float32
+    if precision == "bfloat16" or (precision == "auto" and encoder.device.type == "cpu" and loading.cpu_has_bfloat16()):
+        dtype = torch.bfloat16
+    served = dtype == torch.float32 and convolutions != "direct" and winograd.serves(encoder, LAYERS)
+    if convolutions == "winograd" and not served:
+        raise Problem("--convolutions winograd: they are computed on a CPU in float32, where PyTorch has NNPACK, for "
+                      f"layers of {winograd.CHANNELS} channels and {winograd.SIDE} px, and here there are none",
+                      "pass --convolutions auto")
+    if served:
+        return dataclasses.replace(encoder, run=winograd.run), generator, {"convolutions": "winograd"}
+    if dtype == torch.float32:
+        return encoder, generator, {}
+    coarse = [dataclasses.replace(each, network=copy.deepcopy(each.network).to(dtype)) for each in (encoder, generator)]
+    return *coarse, {"precision": loading.dtype_name(dtype)}
 
 
 def layer_weights(targets):
@@ -263,12 +296,15 @@ def reconstruct(args):
     encoder, generator = loading.vgg19(device), loading.generator(device)
     levels = generator.levels if args.levels == "auto" else args.levels
     shapes = encoder.shapes(LAYERS)
+    *inverting, arithmetic = with_arithmetic(encoder, generator, args.precision, args.convolutions)
     folders = [ws.gan_features(layer, 0, *own).parent for layer in LAYERS]
     made_by = command(args)
     missing = [layer for layer, folder in zip(LAYERS, folders) if not layout.manifest(folder).exists()]
     if missing:
         raise Problem(f"there are no decoded features of {' '.join(missing)}", f"run {made_by}")
-    options = {name: getattr(args, name) for name in OPTIONS} | {"levels": levels}
+    options = {name: getattr(args, name) for name in OPTIONS} | {"levels": levels} | arithmetic
+    if args.learning_rate != LEARNING_RATE[0]:
+        options["learning_rate"] = args.learning_rate
     wanted = provenance.record(
         "recon_icnn_image_vgg19_dgn_relu7gen_gd.py", options,
         features={layer: provenance.digest(layout.manifest(folder)) for layer, folder in zip(LAYERS, folders)},
@@ -276,8 +312,9 @@ def reconstruct(args):
     provenance.claim_folder(ws.gan_image(0, *own).parent, wanted, args.overwrite)
     count = len(trials.test_stimuli(ws))
     chosen = cli.image_range(args.imgidx, count, "test image")
-    size = extraction.batch_size(args, device, AUTO_BATCH, lambda: invert(
-        encoder, generator, {layer: torch.ones(1, *shapes[layer]) for layer in LAYERS}, generator.bound[None], 1))
+    auto = LARGE_BATCH if encoder.image_size >= caffe_nets.IMAGENET_SIZE else AUTO_BATCH
+    size = extraction.batch_size(args, device, auto, lambda: invert(
+        *inverting, {layer: torch.ones(1, *shapes[layer]) for layer in LAYERS}, generator.bound[None], 1))
     # A batch with any picture missing is computed whole: a resumed run, and one of any --imgidx, gives what one that
     # made all at once would.
 
@@ -298,8 +335,8 @@ def reconstruct(args):
                 if scale:
                     targets = {layer: shifted_and_scaled(target, scale[layer]) for layer, target in targets.items()}
                 start = initial_features(args.seed, batch.filled, len(generator.bound))
-                made = invert(encoder, generator, targets, start, args.n_iter,
-                              progress=lambda: bar.update(len(batch.filled)))
+                made = invert(*inverting, targets, start, args.n_iter, lambda: bar.update(len(batch.filled)),
+                              args.learning_rate)
                 pixels = encoder.pixels(made)[batch.place]
                 if not np.isfinite(pixels).all():
                     raise Problem(f"the inversion of test images {batch.own[0]}..{batch.own[-1]} gave NaN or infinite "

@@ -5,6 +5,7 @@ weights under the cookbook's own names, or config.json with model.safetensors, f
 """
 import pickle
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,12 +91,16 @@ class NarrowGenerator(AlexNetGenerator):
 
 @dataclass(frozen=True)
 class Encoder:
-    """VGG19 on one device, with the preprocessing that it was trained with."""
+    """VGG19 on one device, with the preprocessing that it was trained with.
+
+    run: computes a layer, from (module, input); see `winograd`.
+    """
 
     network: nn.Module
     image_size: int
     mean: torch.Tensor  # (3,) BGR
     device: torch.device
+    run: Callable = lambda module, value: module(value)
 
     def prepare(self, stimuli):
         """(n, H, W, 3) uint8 RGB → (n, 3, size, size) float32, the network's input: BGR, 0–255, mean subtracted.
@@ -119,7 +124,7 @@ class Encoder:
         layers: names of layout.VGG19_LAYERS, or relu6, relu7. Nothing behind the last of them is computed.
         """
         wanted = {POSITIONS[layer]: layer for layer in layers}
-        found, value = {}, inputs.to(self.device)
+        found, value = {}, inputs.to(self.device, next(self.network.parameters()).dtype)
         network = self.network
         steps = [(("features", index), module) for index, module in enumerate(network.features)]
         steps.append((None, lambda pooled: torch.flatten(network.avgpool(pooled), 1)))
@@ -127,7 +132,7 @@ class Encoder:
         for position, module in steps:
             if len(found) == len(wanted):
                 break
-            value = module(value)
+            value = self.run(module, value)
             if position in wanted:
                 found[wanted[position]] = value
         return {layer: found[layer] for layer in layers}

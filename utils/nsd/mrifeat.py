@@ -5,7 +5,9 @@ the final artifacts but for their name. A killed run goes on after its last whol
 """
 import functools
 import io
+import itertools
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,10 +71,14 @@ def extract(ws, root, choice, rois=None, limit=None, workers=1, overwrite=False,
             _check_constant(folder, used, voxels)
             records.read_from({number: text_files.read_json(_marker(folder, number))["source"] for number in used})
         _write_design(ws, design, records.design, overwrite)
-        for tag in voxels:
-            for split in trials.SPLITS:
-                part = _part(folder, tag, split) if (tag, split) in todo else None
-                _finish(ws, design, tag, split, records, part, overwrite, left_out)
+
+        def finish(tag, split):
+            part = _part(folder, tag, split) if (tag, split) in todo else None
+            _finish(ws, design, tag, split, records, part, overwrite, left_out)
+
+        # Threads: what takes the time here, numpy's sums and digests, leaves the interpreter to others meanwhile.
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(finish, *zip(*itertools.product(voxels, trials.SPLITS))))
         shutil.rmtree(folder, ignore_errors=True)
     return Summary(len(design.stims), len(design.stims_ave), int(design.test.sum()), len(used),
                    {tag: len(positions) for tag, positions in voxels.items()})

@@ -61,6 +61,11 @@ class Commands:
     def _names(self, features):
         return [layout.of_dataset(feature, self.dataset) for feature in features]
 
+    def given(self, *names):
+        """Those of the flags that have a value, as words of a command."""
+        return [word for name in names if getattr(self.args, name) is not None
+                for word in (f"--{name}", str(getattr(self.args, name)))]
+
     def extract(self, whole, twin, *flags):
         return [self._script(whole, twin), *self.subject, *self.published, *flags]
 
@@ -93,7 +98,7 @@ class Commands:
                 self.fit(gan_inversion.LAYERS, decoded_features.ROIS),
                 ["make_vgg19fromdecode.py", *self.subject, *self.flag],
                 ["recon_icnn_image_vgg19_dgn_relu7gen_gd.py", *self.subject, *self.network, *self.flag, *self.images,
-                 "--seed", str(self.args.seed)]]
+                 "--seed", str(self.args.seed), *self.given("n_iter", "learning_rate")]]
 
     def depth(self):
         """Decode DPT's hidden states, and turn them into depth maps."""
@@ -105,10 +110,8 @@ class Commands:
 
     def completion(self):
         """Ask sessions of occluded viewing whether the brain completes."""
-        solver = [word for name in ("steps", "scheduler") if getattr(self.args, name) is not None
-                  for word in (f"--{name}", str(getattr(self.args, name)))]
         return ["amodal_completion.py", *self.subject, *self.gpu, *self.revision, "--seed", str(self.args.seed),
-                "--inpaint", str(INPAINTED), "--reconstruct", str(RECONSTRUCTED), *solver]
+                "--inpaint", str(INPAINTED), "--reconstruct", str(RECONSTRUCTED), *self.given("steps", "scheduler")]
 
     def gathered(self):
         """Tables, figures and the page over all that is there."""
@@ -118,10 +121,8 @@ class Commands:
 
     def evaluated(self, *run):
         """Reconstruct, extract the evaluation's features, and identify."""
-        sampling = ["--seed", str(self.args.seed), *self.images]
-        for name in ("n_samples", "steps", "scheduler", "size", "start", "guided_below"):
-            if getattr(self.args, name) is not None:
-                sampling += [f"--{name}", str(getattr(self.args, name))]
+        sampling = ["--seed", str(self.args.seed), *self.images,
+                    *self.given("n_samples", "steps", "scheduler", "size", "start", "guided_below")]
         return [
             self.extract("diffusion_decoding.py", "diffusion_decoding_occluded.py", *run, *sampling),
             self.extract("img2feat_decoded.py", "img2feat_decoded_occlusion.py", *run, *self.images, "--usefeat",

@@ -274,6 +274,8 @@ def _gan(args):
     sources = {layer: layout.manifest(ws.gan_features(layer, 0, *own).parent) for layer in gan_inversion.LAYERS}
     options = ({name: getattr(args, name) for name in gan_inversion.OPTIONS}
                | ({} if args.levels == "auto" else {"levels": args.levels}))
+    if args.learning_rate != gan_inversion.LEARNING_RATE[0]:
+        options["learning_rate"] = args.learning_rate
     wanted = {"options": options, "generator": _model("generator")} | _model("vgg19")
     if all(path.exists() for path in sources.values()):
         wanted["features"] = {layer: provenance.digest(path) for layer, path in sources.items()}
