@@ -256,11 +256,10 @@ def test_the_records_name_model_revision_and_inputs(ws):
 
 
 def kind(step):
-    """What a step is tried once of: its script, on whole or occluded images, by which method, of which features."""
-    names = ("dataset", "method", "true_features", "shuffle_trials", "featname", "target")
-    found = [getattr(step.args, name, None) for name in names]
-    several = [str(each).replace("dpt_emb0", "").replace("dpt_emb1", "").replace("dpt_emb2", "") for each in found]
-    return (step.command[0], *several)
+    """What a step is tried once of: its script, on whole or occluded images, made by which method, as which control."""
+    method = getattr(step.args, "method", None) if step.command[0].startswith("diffusion") else None
+    return (step.command[0], method, *(getattr(step.args, name, None) for name in (
+        "dataset", "true_features", "shuffle_trials")))
 
 
 def test_every_step_runs_with_what_it_says_it_reads_and_writes_what_it_says(served, work, tmp_path):
