@@ -28,7 +28,7 @@ def main():
         environment = os.environ | {
             "NSD_ROOT": "s3://natural-scenes-dataset", "AWS_ENDPOINT_URL_S3": endpoint, "NSD_MODELS": "tiny"}
         pipeline = ["run_pipeline.py", "--subject", SUBJECT, "--workdir", work, "--gpu", "-1", "--n_samples", "2",
-                    "--scheduler", "dpm", "--steps", "20", "--datasets", "nsd", "occluded"]
+                    "--scheduler", "dpm", "--steps", "10", "--datasets", "nsd", "occluded"]
         run(*pipeline, "--methods", "text", "gan", "depth", "--imgidx", "0", str(FEWER),
             "--skip", "evaluate.py", "make_figures.py", "make_report.py", environment=environment)
         run(*pipeline, "--methods", "cvpr", "--controls", "--by_roi", "--completion", environment=environment)

@@ -10,18 +10,13 @@ import psutil
 from utils.errors import Problem
 from utils.models import architectures, checkpoints, loading
 from utils.nsd import coco_captions, object_keys, s3
-from utils.pipeline import costs, machine, status, study
+from utils.pipeline import costs, machine, stages, status, study
 
 AGREEMENT = ("NSD's terms", "accept them at http://naturalscenesdataset.org before its data are used")
-# Roles that a script loads.
-ROLES = {
-    "img2feat_sd1_parallel.py": ["sd"], "img2feat_sd1_occlusion.py": ["sd"],
-    "img2feat_blip.py": ["blip"], "img2feat_blip_occlusion.py": ["blip"], "decode_captions.py": ["blip"],
-    "decode_captions_occluded.py": ["blip"], "make_vgg19bdpy.py": ["vgg19"], "make_vgg19bdpy_occlusion.py": ["vgg19"],
-    "recon_icnn_image_vgg19_dgn_relu7gen_gd.py": ["vgg19", "generator"], "img2feat_dpt.py": ["dpt"],
-    "dptemb2dpt.py": ["dpt"], "img2feat_decoded.py": ["inception", "alexnet", "clip"],
-    "img2feat_decoded_occlusion.py": ["inception", "alexnet", "clip"], "amodal_completion.py": ["sd"],
-}
+# Roles that a script of each kind loads; evaluate.py does without its others, and says so.
+JUDGES = ["inception", "alexnet", "clip"]
+ROLES = {"sd": ["sd"], "blip": ["blip"], "captions": ["blip"], "vgg19": ["vgg19"], "gan": ["vgg19", "generator"],
+         "dpt": ["dpt"], "depth": ["dpt"], "features": JUDGES, "evaluation": JUDGES, "completion": ["sd"]}
 
 
 @dataclass(frozen=True)
@@ -79,11 +74,8 @@ def _both(one, other):
 
 def roles(command, args):
     """Roles whose checkpoints a command loads."""
-    if command[0].startswith("diffusion_decoding"):
-        return ["sd_depth" if args.method == "depth" else "sd"]
-    if command[0] == "evaluate.py":
-        return ["inception", "alexnet", "clip"]  # evaluate.py does without the others, and says so
-    return ROLES.get(command[0], [])
+    kind = stages.KIND[command[0]]
+    return ["sd_depth" if args.method == "depth" else "sd"] if kind == "images" else ROLES.get(kind, [])
 
 
 def _checkpoints(todo):
@@ -97,13 +89,12 @@ def _checkpoints(todo):
 
 def _keys(root, todo):
     """What of NSD's files a step will ask for and is not there, with what to do."""
-    scripts = {command[0] for command, _ in todo}
+    kinds = {stages.KIND[command[0]]: args for command, args in todo}
     found = []
-    if "img2feat_sd.py" in scripts and not root.exists(object_keys.STIMULI_KEY):
+    if "stimuli" in kinds and not root.exists(object_keys.STIMULI_KEY):
         found.append((f"{root.name(object_keys.STIMULI_KEY)} is not there", "check NSD_ROOT"))
-    if scripts & set(costs.FEATURES):
-        workdir = next(args.workdir for command, args in todo if command[0] in costs.FEATURES)
-        found += [(problem.what, problem.todo) for problem in coco_captions.missing(root, workdir)]
+    if "sd" in kinds:
+        found += [(problem.what, problem.todo) for problem in coco_captions.missing(root, kinds["sd"].workdir)]
     return found
 
 

@@ -11,6 +11,7 @@ from utils.evaluate import papers_table
 from utils.generate import diffusion, gan_inversion
 from utils.models import architectures, checkpoints
 from utils.nsd import object_keys
+from utils.pipeline import stages
 from utils.ridge import cross_validation, fit_targets
 
 LIBRARIES = 0.45e9    # bytes that torch and the others take, loaded
@@ -18,8 +19,6 @@ CAPTIONS = 5          # that an image of COCO has, about
 FEATURE_AREA = diffusion.FEATURE_SHARE ** 2
 PICTURE = 0.4e6       # bytes of a PNG of 512 px
 SAVED, LOADED = 0.06, 0.012  # s that such a PNG takes
-SAMPLING = ("diffusion_decoding.py", "diffusion_decoding_occluded.py")
-FEATURES = ("img2feat_sd1_parallel.py", "img2feat_sd1_occlusion.py")
 # Speed of each kind of network, as a multiple of the UNet's step in operations a second.
 SPEED = {"unet": 1.0, "encode": 1.0, "decode": 1.0, "text": 0.9, "blip": 0.9, "caption": 0.2, "dpt": 1.0, "depth": 1.0,
          "vgg19": 0.8, "generator": 0.6, "inception": 0.5, "alexnet": 0.4, "clip": 0.9, "efficientnet": 0.15,
@@ -52,19 +51,19 @@ class Costs:
 
     def __init__(self, study, machine, link, local, plan):
         self.study, self.machine, self.link, self.local = study, machine, link, local
-        self.sampling = {cli.run_name(args): args for command, args in plan if command[0] in SAMPLING}
-        stored = {args.store for command, args in plan if command[0] in FEATURES}
+        self.sampling = {cli.run_name(args): args for command, args in plan if stages.KIND[command[0]] == "images"}
+        stored = {args.store for command, args in plan if stages.KIND[command[0]] == "sd"}
         self.sd_bytes = 2 if stored == {"float16"} else 4
         self.bytes = {"float32": 4, "bfloat16": 2, "float16": 2}[machine.dtype]
 
     def of(self, command, args):
         """The Cost of a command, a list of strings, with its parsed arguments."""
-        return PRICES[command[0]](self, args)
+        return globals()[f"_{stages.KIND[command[0]]}"](self, args)
 
     def pictures(self, run):
         """Originals and samples of a run of the plan."""
         args = self.sampling.get(run)
-        return 0 if args is None else _images(self, args) * (1 + args.n_samples)
+        return 0 if args is None else _count(self, args) * (1 + args.n_samples)
 
     # parts of costs
 
@@ -120,7 +119,7 @@ def _occluded(costs, args):
     return Cost(disk=size, memory=0.2e9, seconds=costs.plain(0.045 * count) + 2 * size / costs.machine.write)
 
 
-def _features(costs, count, dims, each, networks, names, **counted):
+def _extracted(costs, count, dims, each, networks, names, **counted):
     """Features of `count` stimuli: dims numbers of `each` bytes by the named networks."""
     size = count * dims * each
     held = costs.weights(*names) + costs.small() * HELD["encode at feature size"]
@@ -130,25 +129,25 @@ def _features(costs, count, dims, each, networks, names, **counted):
 
 def _sd(costs, args):
     count = costs.study.stimuli
-    return _features(costs, count, costs.dims("init_latent") + costs.dims("c"), 4 if args.store == "float32" else 2, 0,
+    return _extracted(costs, count, costs.dims("init_latent") + costs.dims("c"), 4 if args.store == "float32" else 2, 0,
                      ("vae", "text"), encode_at_feature_size=count, text=count * CAPTIONS)
 
 
 def _blip(costs, args):
     count = costs.study.stimuli
     said = 0 if args.skip_captions else count
-    return _features(costs, count, costs.dims("blip"), 2 if args.store == "float16" else 4, 0, ("blip",), blip=count,
+    return _extracted(costs, count, costs.dims("blip"), 2 if args.store == "float16" else 4, 0, ("blip",), blip=count,
                      caption=said)
 
 
 def _vgg19(costs, args):
     count, layers = costs.study.stimuli, gan_inversion.layer_names(args.layers)
-    return _features(costs, count, sum(costs.dims(layer) for layer in layers), 2, 0, ("vgg19",), vgg19=count)
+    return _extracted(costs, count, sum(costs.dims(layer) for layer in layers), 2, 0, ("vgg19",), vgg19=count)
 
 
 def _dpt(costs, args):
     count = costs.study.stimuli
-    return _features(costs, count, 4 * costs.dims("dpt"), 2 if args.store == "float16" else 4, 0, ("dpt",), dpt=count)
+    return _extracted(costs, count, 4 * costs.dims("dpt"), 2 if args.store == "float16" else 4, 0, ("dpt",), dpt=count)
 
 
 def _matrix(costs, names, each):
@@ -197,7 +196,7 @@ def _mat(costs, args):
 
 
 def _gan(costs, args):
-    count = _images(costs, args)
+    count = _count(costs, args)
     held = (costs.weights("vgg19", "generator") * 4 / costs.bytes + costs.small() * 2.4e9)
     each = 3 * args.n_iter  # there, back through the input, and the products of the way back
     return Cost(disk=count * 0.15e6, memory=LIBRARIES + held, gpu=held,
@@ -205,12 +204,12 @@ def _gan(costs, args):
 
 
 def _depth(costs, args):
-    count = _images(costs, args)
+    count = _count(costs, args)
     held = costs.weights("dpt") * 4 / costs.bytes + costs.small() * 1.5e9
     return Cost(disk=count * 0.1e6, memory=LIBRARIES + held, gpu=held, seconds=costs.networks(depth=count))
 
 
-def _images(costs, args):
+def _count(costs, args):
     """Test images that a command with --imgidx takes."""
     chosen = args.imgidx or [0, costs.study.test]
     start, stop = (chosen[0], chosen[0] + 1) if len(chosen) == 1 else chosen
@@ -225,8 +224,8 @@ def passes(args):
     return (0, steps) if args.guidance == 1 else (guided, steps - guided)
 
 
-def _sampling(costs, args):
-    count = _images(costs, args)
+def _images(costs, args):
+    count = _count(costs, args)
     samples, occluded = count * args.n_samples, args.dataset == "occluded"
     guided, plain = passes(args)
     # Between the two sizes at which operations were counted, by area.
@@ -241,7 +240,7 @@ def _sampling(costs, args):
                 seconds=costs.networks(**counted) + costs.plain(SAVED * (samples + (2 if occluded else 1) * count)))
 
 
-def _judged(costs, args):
+def _features(costs, args):
     pictures = costs.pictures(cli.run_name(args))
     held = 4 * sum(architectures.of(architectures.WEIGHTS, name) for name in ("inception", "alexnet", "clip"))
     held += costs.small() * 0.8e9
@@ -278,20 +277,3 @@ def _completion(costs, args):
     held = costs.weights("unet", "vae", "text") + costs.small() * HELD["sampling"]
     return Cost(disk=50e6, memory=LIBRARIES + held + 1e9, gpu=held,
                 seconds=costs.networks(unet=2 * steps, decode=views, encode=views) + costs.plain(60))
-
-
-PRICES = {
-    "make_subjmri.py": _mri, "img2feat_sd.py": _stimuli, "generate_occluded_images.py": _occluded,
-    "img2feat_sd1_parallel.py": _sd, "img2feat_sd1_occlusion.py": _sd,
-    "img2feat_blip.py": _blip, "img2feat_blip_occlusion.py": _blip,
-    "make_vgg19bdpy.py": _vgg19, "make_vgg19bdpy_occlusion.py": _vgg19, "img2feat_dpt.py": _dpt,
-    "make_subjstim.py": _pair, "make_subjstim_occluded.py": _pair, "make_subjstim_vgg19.py": _pair_vgg19,
-    "ridge.py": _ridge, "ridge_occlusion.py": _ridge,
-    "decode_captions.py": _captions, "decode_captions_occluded.py": _captions,
-    "make_vgg19fromdecode.py": _mat, "recon_icnn_image_vgg19_dgn_relu7gen_gd.py": _gan, "dptemb2dpt.py": _depth,
-    "diffusion_decoding.py": _sampling, "diffusion_decoding_occluded.py": _sampling,
-    "img2feat_decoded.py": _judged, "img2feat_decoded_occlusion.py": _judged,
-    "identification.py": _identification, "identification_occluded.py": _identification,
-    "amodal_completion.py": _completion, "evaluate.py": _evaluation, "make_figures.py": _figures,
-    "make_report.py": _report,
-}

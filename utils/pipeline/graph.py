@@ -11,6 +11,7 @@ from utils.features import extraction
 from utils.generate import depth_maps, gan_inversion, reconstruction
 from utils.nsd import trials
 from utils.occlusion import occluded_stimuli, occluded_viewing
+from utils.pipeline import stages
 from utils.ridge import decoded_features
 
 
@@ -26,10 +27,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the plan. command: script and flags. args: what they come to. reads, writes: paths. cut: None if it
-    must run whole. after: numbers (from 0) of the steps of the plan that write what it reads.
+    """A command of the plan. kind: see `stages.KIND`. command: script and flags. args: what they come to.
+
+    reads, writes: paths. cut: None if it must run whole. after: numbers (from 0) of the steps that write what it reads.
     """
 
+    kind: str
     command: tuple
     args: object
     reads: tuple
@@ -42,10 +45,10 @@ def of(commands, arguments):
     """[Step] of the commands in order. arguments(command) → the arguments it would run with."""
     steps = []
     for command in commands:
-        args = arguments(command)
-        reads, writes = DESCRIBED[command[0]](args)
+        args, kind = arguments(command), stages.KIND[command[0]]
+        reads, writes = globals()[f"_{kind}"](args)  # one of the functions below
         after = tuple(number for number, step in enumerate(steps) if touches(step.writes, reads))
-        steps.append(Step(tuple(command), args, tuple(reads), tuple(writes), _cut(command[0], args), after))
+        steps.append(Step(kind, tuple(command), args, tuple(reads), tuple(writes), _cut(kind, args), after))
     return steps
 
 
@@ -54,12 +57,12 @@ def touches(writes, reads):
     return any(one == other or one in other.parents or other in one.parents for one in writes for other in reads)
 
 
-def _cut(script, args):
-    if script in EXTRACTIONS:
+def _cut(kind, args):
+    if kind in ("sd", "blip", "vgg19", "dpt"):
         return Cut("imgidx", extraction.SHARD, "stimuli")
-    if script in OF_TEST_IMAGES:
+    if kind in ("gan", "depth", "images", "features"):
         return Cut("imgidx", 1, "test")
-    if DESCRIBED[script] is _ridge and len(args.target) > 1:
+    if kind == "ridge" and len(args.target) > 1:
         return Cut("target")
     return None
 
@@ -262,23 +265,3 @@ def _report(args):
     ws = layout.Workspace.of(args)
     results = [ws.completion, ws.evaluation, ws.figure("reconstructions", "png").parent]
     return [*_results(args), *results], [ws.report.parent]
-
-
-EXTRACTIONS = {
-    "img2feat_sd1_parallel.py": _sd, "img2feat_sd1_occlusion.py": _sd, "img2feat_blip.py": _blip,
-    "img2feat_blip_occlusion.py": _blip, "make_vgg19bdpy.py": _vgg19, "make_vgg19bdpy_occlusion.py": _vgg19,
-    "img2feat_dpt.py": _dpt,
-}
-OF_TEST_IMAGES = {
-    "recon_icnn_image_vgg19_dgn_relu7gen_gd.py": _gan, "dptemb2dpt.py": _depth, "diffusion_decoding.py": _images,
-    "diffusion_decoding_occluded.py": _images, "img2feat_decoded.py": _features,
-    "img2feat_decoded_occlusion.py": _features,
-}
-DESCRIBED = EXTRACTIONS | OF_TEST_IMAGES | {
-    "make_subjmri.py": _mri, "img2feat_sd.py": _stimuli, "generate_occluded_images.py": _occluded,
-    "make_subjstim.py": _pair, "make_subjstim_occluded.py": _pair, "make_subjstim_vgg19.py": _pair_vgg19,
-    "ridge.py": _ridge, "ridge_occlusion.py": _ridge, "decode_captions.py": _captions,
-    "decode_captions_occluded.py": _captions, "make_vgg19fromdecode.py": _mat, "identification.py": _identification,
-    "identification_occluded.py": _identification, "amodal_completion.py": _completion, "evaluate.py": _evaluation,
-    "make_figures.py": _figures, "make_report.py": _report,
-}

@@ -3,6 +3,22 @@ from utils import layout
 from utils.generate import depth_maps, gan_inversion, reconstruction
 from utils.ridge import decoded_features
 
+# What each script is of: `graph`, `status` and `costs` have a function for each kind.
+KIND = {
+    "make_subjmri.py": "mri", "img2feat_sd.py": "stimuli", "generate_occluded_images.py": "occluded",
+    "img2feat_sd1_parallel.py": "sd", "img2feat_sd1_occlusion.py": "sd",
+    "img2feat_blip.py": "blip", "img2feat_blip_occlusion.py": "blip",
+    "make_vgg19bdpy.py": "vgg19", "make_vgg19bdpy_occlusion.py": "vgg19", "img2feat_dpt.py": "dpt",
+    "make_subjstim.py": "pair", "make_subjstim_occluded.py": "pair", "make_subjstim_vgg19.py": "pair_vgg19",
+    "ridge.py": "ridge", "ridge_occlusion.py": "ridge",
+    "decode_captions.py": "captions", "decode_captions_occluded.py": "captions",
+    "make_vgg19fromdecode.py": "mat", "recon_icnn_image_vgg19_dgn_relu7gen_gd.py": "gan", "dptemb2dpt.py": "depth",
+    "diffusion_decoding.py": "images", "diffusion_decoding_occluded.py": "images",
+    "img2feat_decoded.py": "features", "img2feat_decoded_occlusion.py": "features",
+    "identification.py": "identification", "identification_occluded.py": "identification",
+    "amodal_completion.py": "completion", "evaluate.py": "evaluation", "make_figures.py": "figures",
+    "make_report.py": "report",
+}
 HELD_OUT_CLUSTERS = 3
 INPAINTED, RECONSTRUCTED = 12, 8                # views, of amodal_completion.py
 # What each method needs beside the cvpr method's features, in order; a method needs what the ones before it need.

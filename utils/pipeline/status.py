@@ -42,7 +42,7 @@ def of(steps):
     stale = set()
     for number, step in enumerate(steps):
         try:
-            state, note = _judge(EXPECTED[step.command[0]](step.args), step.reads, step.args.workdir)
+            state, note = _judge(globals()[f"_{step.kind}"](step.args), step.reads, step.args.workdir)
         except Problem as problem:
             note, state = problem.what, MISSING if isinstance(problem.__cause__, FileNotFoundError) else STALE
         behind = [before for before in step.after if before in stale]
@@ -365,19 +365,3 @@ def _report(args):
     ws = layout.Workspace.of(args)
     options = {name: getattr(args, name) for name in ("subject", "n_samples", "megabytes")}
     return Left([ws.report], [(layout.sidecar(ws.report), {"options": options})])
-
-
-EXPECTED = {
-    "make_subjmri.py": _mri, "img2feat_sd.py": _stimuli, "generate_occluded_images.py": _occluded,
-    "img2feat_sd1_parallel.py": _sd, "img2feat_sd1_occlusion.py": _sd,
-    "img2feat_blip.py": _blip, "img2feat_blip_occlusion.py": _blip,
-    "make_vgg19bdpy.py": _vgg19, "make_vgg19bdpy_occlusion.py": _vgg19, "img2feat_dpt.py": _dpt,
-    "make_subjstim.py": _pair, "make_subjstim_occluded.py": _pair, "make_subjstim_vgg19.py": _pair_vgg19,
-    "ridge.py": _ridge, "ridge_occlusion.py": _ridge,
-    "decode_captions.py": _captions, "decode_captions_occluded.py": _captions,
-    "make_vgg19fromdecode.py": _mat, "recon_icnn_image_vgg19_dgn_relu7gen_gd.py": _gan, "dptemb2dpt.py": _depth,
-    "diffusion_decoding.py": _images, "diffusion_decoding_occluded.py": _images,
-    "img2feat_decoded.py": _features, "img2feat_decoded_occlusion.py": _features,
-    "identification.py": _identification, "identification_occluded.py": _identification, "make_figures.py": _figures,
-    "amodal_completion.py": _completion, "evaluate.py": _evaluation, "make_report.py": _report,
-}
