@@ -83,9 +83,10 @@ def data(args, study):
         with slow_link.slow_link(folder) as (url, _):
             environment = {"NSD_ROOT": f"s3://{tiny_nsd.BUCKET}", "AWS_ENDPOINT_URL_S3": url}
             betas, held = script("make_subjmri.py", "--subject", "subj01", "--workdir", str(workdir), **environment)
-            fetched, _ = script("img2feat_sd.py", "--subject", "subj01", "--workdir", str(workdir), **environment)
+            fetched, small = script("img2feat_sd.py", "--subject", "subj01", "--workdir", str(workdir), **environment)
     return {"make_subjmri.py": Measured("1 whole session over the link", betas, betas * study.sessions, held),
-            "img2feat_sd.py": Measured(f"{count} images over the link", fetched, fetched * study.stimuli / count)}
+            "img2feat_sd.py": Measured(f"{count} images over the link", fetched, fetched * study.stimuli / count,
+                                       small)}
 
 
 def occlude(args, study):
@@ -203,10 +204,10 @@ def inversion(args, study):
 
 
 def matrix(args, study):
-    """A subject's matrix of 512 stimuli × 59,136 dims, by its script."""
+    """A subject's matrix of 2,048 stimuli × 59,136 dims in half precision, by its script."""
     from utils.storage import arrays, feature_shards
 
-    count, dims = 512, 59_136
+    count, dims = 2_048, 59_136
     with tempfile.TemporaryDirectory() as folder:
         ws = layout.Workspace(Path(folder), "subj01")
         ids = np.arange(count)
@@ -216,7 +217,8 @@ def matrix(args, study):
         shards = feature_shards.Shards(layout.features(folder, "c"))
         random = np.random.default_rng(DRAW)
         for start in range(0, count, 256):
-            shards.write(ids[start:start + 256], random.standard_normal((256, dims), np.float32), {"stimuli": "nsd"})
+            shards.write(ids[start:start + 256], random.standard_normal((256, dims), np.float32).astype(np.float16),
+                         {"stimuli": "nsd"})
         took, peak = script("make_subjstim.py", "--featname", "c", "--use_stim", "each", "--subject", "subj01",
                             "--workdir", folder)
     name = args.featname.removesuffix("_occluded")
@@ -291,8 +293,8 @@ def judge(args, study, samples):
     return {"img2feat_decoded.py": Measured(f"{count} pictures", took, took * pictures / count)}
 
 
-def evaluate(args, study, samples):
-    """The five networks of the table, PixCorr and SSIM on 8 pictures."""
+def evaluate(args, study, samples, runs):
+    """The five networks of the table, PixCorr and SSIM on 8 pictures; of all runs."""
     from utils.evaluate import picture_metrics
 
     count, random = 8, np.random.default_rng(DRAW)
@@ -305,7 +307,7 @@ def evaluate(args, study, samples):
             picture_metrics.pixel_correlation(*pair)
             picture_metrics.similarity(*pair)
     took = networks + timed(pixels)
-    return {"evaluate.py": Measured(f"{count} pictures", took, took * study.test * (samples + 1) / count)}
+    return {"evaluate.py": Measured(f"{count} pictures", took, took * runs * study.test * (samples + 1) / count)}
 
 
 def _judged(names, clip):
@@ -347,4 +349,4 @@ MEASURES = {
     "recon_icnn_image_vgg19_dgn_relu7gen_gd.py": inversion, "dptemb2dpt.py": depth, "diffusion_decoding.py": sampling,
     "img2feat_decoded.py": judge, "identification.py": identify, "evaluate.py": evaluate,
 }
-OF_SAMPLES = (judge, evaluate, identify)
+OF_SAMPLES = (judge, identify)

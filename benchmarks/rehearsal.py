@@ -73,7 +73,9 @@ def measure(flags, number):
     command, args = plan[number]
     function = _stages.MEASURES[whole(command[0])]
     samples = next((each.n_samples for _, each in plan if hasattr(each, "n_samples") and hasattr(each, "size")), 1)
-    found = function(args, study.Study(), *([samples] if function in _stages.OF_SAMPLES else []))
+    runs = sum(stages.KIND[command[0]] == "images" for command, _ in plan)
+    more = {_stages.evaluate: [samples, runs]} | {each: [samples] for each in _stages.OF_SAMPLES}
+    found = function(args, study.Study(), *more.get(function, []))
     for each in found.values():
         each.peak = each.peak or peak_mib()
     print(json.dumps({script: dataclasses.asdict(each) for script, each in found.items()}))

@@ -97,7 +97,7 @@ def _mri(costs, args):
     betas = study.betas
     averaged = 4 * voxels * study.stimuli
     workers = min(args.workers, costs.machine.cores)
-    seconds = study.sessions * max(betas.seconds, costs.plain(betas.size / 60e6)) / workers ** 0.5
+    seconds = study.sessions * (betas.seconds + costs.plain(2.2e-4 * voxels)) / workers ** 0.5
     return Cost(0 if costs.local else study.sessions * betas.size, 2 * voxels * study.trials + averaged,
                 0.15e9 + 0.3e9 * args.workers, seconds=seconds + costs.plain(2 * voxels * study.trials / 400e6))
 
@@ -152,7 +152,7 @@ def _dpt(costs, args):
 
 def _matrix(costs, names, each):
     size = each * costs.study.stimuli * sum(costs.dims(name) for name in names)
-    return Cost(disk=size, memory=0.25e9, seconds=costs.plain(size / 180e6) + size / costs.machine.write)
+    return Cost(disk=size, memory=0.25e9, seconds=costs.plain(1 + size / 60e6) + size / costs.machine.write)
 
 
 def _pair(costs, args):
@@ -251,7 +251,7 @@ def _features(costs, args):
 
 def _identification(costs, args):
     values = costs.pictures(cli.run_name(args)) * architectures.of(architectures.DIMS, "judged")
-    return Cost(disk=1e6, memory=0.4e9, seconds=costs.plain(2 + values / 40e6))
+    return Cost(disk=1e6, memory=0.4e9, seconds=costs.plain(2 + values / 6e6))
 
 
 def _evaluation(costs, args):
