@@ -33,8 +33,8 @@ def main(argv=None):
     parser.add_argument("--methods", nargs="+", choices=layout.METHODS, default=["cvpr"], help="default: cvpr")
     parser.add_argument("--datasets", nargs="+", choices=layout.DATASETS, default=["nsd"], help="default: nsd")
     parser.add_argument("--preset", choices=presets.PRESETS,
-                        help="paper: 5 samples of 50 DDIM steps, what the stages do by themselves; night: the least "
-                        "work that loses next to nothing on the simulated subject, for a laptop (docs/night.md)")
+                        help="paper: 5 samples of 50 DDIM steps, what the stages do by themselves; night: one "
+                        "sample of 5 UniPC steps and more, for a laptop (docs/night.md)")
     parser.add_argument("--n_samples", type=int, metavar="N", help="samples per image (default: the stage's own)")
     parser.add_argument("--steps", type=int, metavar="N", help="diffusion steps (default: the stage's own)")
     parser.add_argument("--scheduler", metavar="NAME", help="diffusion solver (default: the stage's own)")
