@@ -145,7 +145,7 @@ def test_a_roi_without_voxels_is_warned_of_skipped_and_recorded(world, tmp_path,
     assert text_files.read_json(layout.sidecar(ws.betas("early", "te")))["left_out"]["rois"] == ["midventral"]
     step = status._mri(argparse.Namespace(workdir=tmp_path, subject="subj01", roi=None, atlas="streams", zscore=None,
                                           ncsnr_min=None))
-    assert status._judge(step, tmp_path)[0] == status.DONE
+    assert status._judge(step, [], tmp_path)[0] == status.DONE
     with pytest.raises(Problem, match="has no voxels of midventral"):
         make(tmp_path, "--roi", "midventral")
 

@@ -240,7 +240,8 @@ def test_the_pipelines_status_knows_what_a_copy_lacks(server, tmp_path):
     make_subjmri.main(["--workdir", str(tmp_path), "--source", "nifti"])
 
     def judged(**args):
-        return status._judge(status._stimuli(types.SimpleNamespace(workdir=tmp_path, images="seen", **args)), tmp_path)
+        return status._judge(status._stimuli(types.SimpleNamespace(workdir=tmp_path, images="seen", **args)), [],
+                             tmp_path)
 
     assert judged(subject=["subj01"])[0] == status.MISSING
     fetch(tmp_path, "--subject", "subj01", "--images", "test")
