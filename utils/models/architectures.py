@@ -55,6 +55,12 @@ FILES = {"sd": 4.27e9, "sd_depth": 5e9, "blip": 0.99e9, "dpt": 1.37e9, "clip": 1
          "alexnet": 0.24e9, "efficientnet": 0.03e9, "swav": 0.11e9}
 
 
+def dims(feature):
+    """Numbers of an image's feature, by the feature's name: of one of DPT's states, of whole or of occluded images."""
+    name = feature.removesuffix("_occluded")
+    return of(DIMS, "dpt" if name.startswith("dpt_emb") else name)
+
+
 def of(table, name):
     """The number of a table above for the checkpoints that NSD_MODELS names."""
     return table[name][SMALL if checkpoints.simulated() else PUBLISHED]

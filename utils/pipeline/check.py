@@ -9,19 +9,17 @@ import psutil
 
 from utils.errors import Problem
 from utils.models import architectures, checkpoints, loading
-from utils.nsd import coco_captions, object_keys, s3
+from utils.nsd import coco_captions, object_keys
 from utils.pipeline import costs, machine, stages, status, study
 
-AGREEMENT = ("NSD's terms", "accept them at http://naturalscenesdataset.org before its data are used")
 # Roles that a script of each kind loads; evaluate.py does without its others, and says so.
-JUDGES = ["inception", "alexnet", "clip"]
 ROLES = {"sd": ["sd"], "blip": ["blip"], "captions": ["blip"], "vgg19": ["vgg19"], "gan": ["vgg19", "generator"],
-         "dpt": ["dpt"], "depth": ["dpt"], "features": JUDGES, "evaluation": JUDGES, "completion": ["sd"]}
+         "dpt": ["dpt"], "depth": ["dpt"], "features": costs.JUDGES, "evaluation": costs.JUDGES, "completion": ["sd"]}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the screen: steps of one script. cost: their sum, but for memory, the largest. state: words of them."""
+    """A line of the screen: steps of one script. done: how many are. cost: their sum, but for memory, the largest."""
 
     script: str
     steps: int
@@ -32,24 +30,17 @@ class Row:
 def run(steps, args):
     """Print the screen; returns whether the run can begin. steps: of `graph.of`. args: of run_pipeline.py."""
     plan = [(step.command, step.args) for step in steps]
-    root, problem = _root()
-    what, unanswered, link = study.from_root(root, problem, args.subject)
+    root, what, unanswered, link = study.found(args.subject)
+    local = root is not None and root.local
     here = machine.probe(args.workdir, args.gpu)
-    priced = costs.Costs(what, here, link, bool(root and root.local), plan)
+    priced = costs.Costs(what, here, link, local, plan)
     states = [state for state, _ in status.of(steps)]
     rows, todo = _rows(plan, states, priced)
     fetched = _checkpoints(todo)
     missing = [*([(unanswered.what, unanswered.todo)] if unanswered else _keys(root, todo)), *_weights(todo, fetched),
                *_room(rows, fetched, here)]
-    print("\n".join(_screen(args, what, here, link, rows, fetched, missing, bool(root and root.local))))
+    print("\n".join(_screen(args, what, here, link, rows, fetched, missing, local)))
     return not missing
-
-
-def _root():
-    try:
-        return s3.Root.from_env(), None
-    except Problem as problem:
-        return None, problem
 
 
 def _rows(plan, states, priced):
@@ -78,12 +69,16 @@ def roles(command, args):
     return ["sd_depth" if args.method == "depth" else "sd"] if kind == "images" else ROLES.get(kind, [])
 
 
+def _needed(todo):
+    """The roles of all commands, each once, in order of first use."""
+    return list(dict.fromkeys(role for each in todo for role in roles(*each)))
+
+
 def _checkpoints(todo):
     """{role: bytes to fetch} of the roles that the steps need and the cache lacks."""
-    needed = dict.fromkeys(role for command, args in todo for role in roles(command, args))
     if checkpoints.choice() != "hub":
         return {}
-    return {role: architectures.FILES[role] for role in needed
+    return {role: architectures.FILES[role] for role in _needed(todo)
             if role in architectures.FILES and not loading.is_cached(role)}
 
 
@@ -100,8 +95,8 @@ def _keys(root, todo):
 
 def _weights(todo, fetched):
     """Roles that cannot be loaded from where NSD_MODELS says, with what to do."""
-    found = []
-    for role in dict.fromkeys(role for command, args in todo for role in roles(command, args)):
+    found, needed = [], _needed(todo)
+    for role in needed:
         try:
             checkpoints.source(role)
         except Problem as problem:
@@ -111,9 +106,8 @@ def _weights(todo, fetched):
             found.append((f"no hub carries the {role} of Kamitani Lab's cookbook", "see docs/models.md, or NSD_MODELS"))
         elif role in fetched and role in checkpoints.HUB and (why := checkpoints.unreachable(role)):
             found.append(why)
-    for package in ("bdpy",) if any("vgg19" in roles(*each) for each in todo) else ():
-        if importlib.util.find_spec(package) is None:
-            found.append((f"{package} is not installed", f"pip install {package}"))
+    if "vgg19" in needed and importlib.util.find_spec("bdpy") is None:
+        found.append(("bdpy is not installed", "pip install bdpy"))
     return found
 
 
@@ -161,8 +155,8 @@ def _screen(args, what, here, link, rows, fetched, missing, local):
     lines.append(f"{'total (of memory the largest)':<50}{_size(total[0] + size):>10}{_size(total[1] + size):>10}"
                  f"{_size(max(row.cost.memory for row in rows)):>10}{duration(total[2] + size / rate):>10}")
     lines += ["", *(f"MISSING  {lacking} — {todo}" for lacking, todo in missing)]
-    if not local and "natural-scenes-dataset" in str(s3.DEFAULT_ROOT) and not what.assumed:
-        lines.append(f"note     {AGREEMENT[0]}: {AGREEMENT[1]}")
+    if not local and not what.assumed:
+        lines.append("note     NSD's terms: accept them at http://naturalscenesdataset.org before its data are used")
     lines.append("cannot begin" if missing else "nothing is missing; times are estimates, within a factor of two")
     return lines
 

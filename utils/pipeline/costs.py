@@ -24,7 +24,9 @@ SPEED = {"unet": 1.0, "encode": 1.0, "decode": 1.0, "text": 0.9, "blip": 0.9, "c
          "vgg19": 0.8, "generator": 0.6, "inception": 0.5, "alexnet": 0.4, "clip": 0.9, "efficientnet": 0.15,
          "swav": 0.4}
 # Bytes that one item holds on its way through a network at most, in float32, beside the weights.
-HELD = {"sampling": 1.1e9, "encode at feature size": 0.9e9, "decode": 1.6e9}
+HELD = {"sampling": 1.1e9, "encode at feature size": 0.9e9}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
+JUDGES = ("inception", "alexnet", "clip")  # networks of the evaluation features, always in float32
 # Of a ridge: operations of a factorisation in units of side³, bases that a dim's losses need (see ridge_decoder) for
 # many alphas and for three, matrices in double precision that are held.
 FACTOR, BASES, FEW_BASES, GRAMS = 9.0, 8.0, 4.0, 7.0
@@ -52,9 +54,7 @@ class Costs:
     def __init__(self, study, machine, link, local, plan):
         self.study, self.machine, self.link, self.local = study, machine, link, local
         self.sampling = {cli.run_name(args): args for command, args in plan if stages.KIND[command[0]] == "images"}
-        stored = {args.store for command, args in plan if stages.KIND[command[0]] == "sd"}
-        self.sd_bytes = 2 if stored == {"float16"} else 4
-        self.bytes = {"float32": 4, "bfloat16": 2, "float16": 2}[machine.dtype]
+        self.sd_bytes = max((BYTES[args.store] for command, args in plan if stages.KIND[command[0]] == "sd"), default=4)
 
     def of(self, command, args):
         """The Cost of a command, a list of strings, with its parsed arguments."""
@@ -79,12 +79,9 @@ class Costs:
     def plain(self, seconds):
         return seconds * self.machine.plain
 
-    def weights(self, *names):
-        return self.bytes * sum(architectures.of(architectures.WEIGHTS, name) for name in names)
-
-    def dims(self, name):
-        name = "dpt" if name.startswith("dpt_emb") else name.removesuffix("_occluded")
-        return architectures.of(architectures.DIMS, name)
+    def weights(self, *names, dtype=None):
+        """Bytes of some networks' weights, in the precision of this machine unless dtype names another."""
+        return BYTES[dtype or self.machine.dtype] * sum(architectures.of(architectures.WEIGHTS, name) for name in names)
 
     def small(self):
         """How much less an item of the small networks holds."""
@@ -119,39 +116,38 @@ def _occluded(costs, args):
     return Cost(disk=size, memory=0.2e9, seconds=costs.plain(0.045 * count) + 2 * size / costs.machine.write)
 
 
-def _extracted(costs, count, dims, each, networks, names, **counted):
+def _extracted(costs, count, dims, each, names, **counted):
     """Features of `count` stimuli: dims numbers of `each` bytes by the named networks."""
     size = count * dims * each
     held = costs.weights(*names) + costs.small() * HELD["encode at feature size"]
     return Cost(disk=size, memory=LIBRARIES + held, gpu=held,
-                seconds=networks + costs.networks(**counted) + costs.plain(0.004 * count) + size / costs.machine.write)
+                seconds=costs.networks(**counted) + costs.plain(0.004 * count) + size / costs.machine.write)
 
 
 def _sd(costs, args):
     count = costs.study.stimuli
-    return _extracted(costs, count, costs.dims("init_latent") + costs.dims("c"), 4 if args.store == "float32" else 2, 0,
-                     ("vae", "text"), encode_at_feature_size=count, text=count * CAPTIONS)
+    return _extracted(costs, count, architectures.dims("init_latent") + architectures.dims("c"), BYTES[args.store],
+                      ("vae", "text"), encode_at_feature_size=count, text=count * CAPTIONS)
 
 
 def _blip(costs, args):
     count = costs.study.stimuli
     said = 0 if args.skip_captions else count
-    return _extracted(costs, count, costs.dims("blip"), 2 if args.store == "float16" else 4, 0, ("blip",), blip=count,
-                     caption=said)
+    return _extracted(costs, count, architectures.dims("blip"), BYTES[args.store], ("blip",), blip=count, caption=said)
 
 
 def _vgg19(costs, args):
     count, layers = costs.study.stimuli, gan_inversion.layer_names(args.layers)
-    return _extracted(costs, count, sum(costs.dims(layer) for layer in layers), 2, 0, ("vgg19",), vgg19=count)
+    return _extracted(costs, count, sum(architectures.dims(layer) for layer in layers), 2, ("vgg19",), vgg19=count)
 
 
 def _dpt(costs, args):
     count = costs.study.stimuli
-    return _extracted(costs, count, 4 * costs.dims("dpt"), 2 if args.store == "float16" else 4, 0, ("dpt",), dpt=count)
+    return _extracted(costs, count, 4 * architectures.dims("dpt"), BYTES[args.store], ("dpt",), dpt=count)
 
 
 def _matrix(costs, names, each):
-    size = each * costs.study.stimuli * sum(costs.dims(name) for name in names)
+    size = each * costs.study.stimuli * sum(architectures.dims(name) for name in names)
     return Cost(disk=size, memory=0.25e9, seconds=costs.plain(1 + size / 60e6) + size / costs.machine.write)
 
 
@@ -170,7 +166,7 @@ def _ridge(costs, args):
     voxels, many = study.width(args.roi), len(fit_targets.alphas_of(args, args.target[0])) > 3
     seconds = memory = disk = 0
     for use in ("each", "ave"):
-        dims = sum(costs.dims(target) for target in args.target if fit_targets.use_of(args, target) == use)
+        dims = sum(architectures.dims(target) for target in args.target if fit_targets.use_of(args, target) == use)
         if not dims:
             continue
         rows = study.train_trials if use == "each" else study.train_stimuli
@@ -185,19 +181,19 @@ def _ridge(costs, args):
 
 
 def _captions(costs, args):
-    held = costs.weights("blip") * 4 / costs.bytes + costs.small() * 0.5e9
+    held = costs.weights("blip", dtype="float32") + costs.small() * 0.5e9
     return Cost(memory=LIBRARIES + held, gpu=held, seconds=costs.networks(caption=costs.study.test))
 
 
 def _mat(costs, args):
     layers = gan_inversion.layer_names(args.layers)
-    size = 4 * costs.study.test * sum(costs.dims(layer) for layer in layers)
+    size = 4 * costs.study.test * sum(architectures.dims(layer) for layer in layers)
     return Cost(disk=size, memory=0.6e9, seconds=size / costs.machine.write + costs.plain(size / 150e6))
 
 
 def _gan(costs, args):
     count = _count(costs, args)
-    held = (costs.weights("vgg19", "generator") * 4 / costs.bytes + costs.small() * 2.4e9)
+    held = costs.weights("vgg19", "generator", dtype="float32") + costs.small() * 2.4e9
     each = 3 * args.n_iter  # there, back through the input, and the products of the way back
     return Cost(disk=count * 0.15e6, memory=LIBRARIES + held, gpu=held,
                 seconds=costs.networks(vgg19=count * each, generator=count * each))
@@ -205,7 +201,7 @@ def _gan(costs, args):
 
 def _depth(costs, args):
     count = _count(costs, args)
-    held = costs.weights("dpt") * 4 / costs.bytes + costs.small() * 1.5e9
+    held = costs.weights("dpt", dtype="float32") + costs.small() * 1.5e9
     return Cost(disk=count * 0.1e6, memory=LIBRARIES + held, gpu=held, seconds=costs.networks(depth=count))
 
 
@@ -226,7 +222,8 @@ def passes(args):
 
 def _images(costs, args):
     count = _count(costs, args)
-    samples, occluded = count * args.n_samples, args.dataset == "occluded"
+    samples = count * args.n_samples
+    pictures = samples + (2 if args.dataset == "occluded" else 1) * count
     guided, plain = passes(args)
     # Between the two sizes at which operations were counted, by area.
     area = (args.size ** 2 - FEATURE_AREA) / (1 - FEATURE_AREA)
@@ -236,31 +233,28 @@ def _images(costs, args):
     if args.start == "picture":
         counted["decode_at_feature_size"] += samples
     held = costs.weights("unet", "vae", "text") + costs.small() * args.size ** 2 * HELD["sampling"]
-    return Cost(disk=PICTURE * (samples + (2 if occluded else 1) * count), memory=LIBRARIES + held, gpu=held,
-                seconds=costs.networks(**counted) + costs.plain(SAVED * (samples + (2 if occluded else 1) * count)))
+    return Cost(disk=PICTURE * pictures, memory=LIBRARIES + held, gpu=held,
+                seconds=costs.networks(**counted) + costs.plain(SAVED * pictures))
 
 
 def _features(costs, args):
     pictures = costs.pictures(cli.run_name(args))
-    held = 4 * sum(architectures.of(architectures.WEIGHTS, name) for name in ("inception", "alexnet", "clip"))
-    held += costs.small() * 0.8e9
-    networks = {"inception": pictures, "alexnet": pictures, "clip": pictures}
-    return Cost(disk=4 * pictures * architectures.of(architectures.DIMS, "judged"), memory=LIBRARIES + held, gpu=held,
-                seconds=costs.networks(**networks) + costs.plain((LOADED + 0.02) * pictures))
+    held = costs.weights(*JUDGES, dtype="float32") + costs.small() * 0.8e9
+    return Cost(disk=4 * pictures * architectures.dims("judged"), memory=LIBRARIES + held, gpu=held,
+                seconds=costs.networks(**dict.fromkeys(JUDGES, pictures)) + costs.plain((LOADED + 0.02) * pictures))
 
 
 def _identification(costs, args):
-    values = costs.pictures(cli.run_name(args)) * architectures.of(architectures.DIMS, "judged")
+    values = costs.pictures(cli.run_name(args)) * architectures.dims("judged")
     return Cost(disk=1e6, memory=0.4e9, seconds=costs.plain(2 + values / 6e6))
 
 
 def _evaluation(costs, args):
     pictures = sum(map(costs.pictures, costs.sampling))
-    held = 4 * sum(architectures.of(architectures.WEIGHTS, name)
-                   for name in ("inception", "alexnet", "clip", "efficientnet", "swav")) + costs.small() * 1.5e9
-    names = {metric.role for metric in papers_table.METRICS if metric.role}
+    networks = costs.networks(**dict.fromkeys(papers_table.ROLES, pictures))
+    held = costs.weights(*papers_table.ROLES, dtype="float32") + costs.small() * 1.5e9
     return Cost(disk=1e3 * pictures, memory=LIBRARIES + held, gpu=held,
-                seconds=costs.networks(**dict.fromkeys(names, pictures)) + costs.plain(5 + EVALUATED * pictures))
+                seconds=networks + costs.plain(5 + EVALUATED * pictures))
 
 
 def _figures(costs, args):

@@ -5,7 +5,7 @@ import numpy as np
 
 from utils import layout
 from utils.errors import Problem
-from utils.nsd import beta_source, experiment, mrifeat, object_keys, ranges, trials
+from utils.nsd import beta_source, experiment, mrifeat, object_keys, ranges, s3, trials
 
 STIMULUS = 425 * 425 * 3  # bytes of an image in nsd_stimuli.hdf5
 BYTES, REQUESTS = 62_300_000, 11_887  # that a session of subj01 takes by voxel (docs/streaming.md)
@@ -40,11 +40,11 @@ SUBJ01 = {"early": 5_917, "ventral": 7_604, "midventral": 986, "midlateral": 834
           "midparietal": 950}
 
 
-def of(root, subject, link, sessions=None):
+def of(root, subject, link):
     """The Study of a subject, from NSD's design, responses, atlas and listing. Raises Problem where one is missing."""
     design = experiment.design(root)
     responses = experiment.responses(root, subject, design)
-    used = experiment.sessions(root, subject, responses.sessions, sessions)
+    used = experiment.sessions(root, subject, responses.sessions)
     kept = np.isin(responses.sessions, used)
     found = trials.Design.of(responses.stimuli[kept], design.shared)
     voxels, grid, _, _ = mrifeat.choose_voxels(root, subject, layout.VoxelChoice(), None)
@@ -67,17 +67,15 @@ def assumed(link, why):
     return Study(betas=beta_source.Cost(link.seconds(REQUESTS, BYTES), BYTES, REQUESTS), assumed=why)
 
 
-def from_root(root, problem, subject, sessions=None):
-    """(Study, Problem or None, ranges.Link): of the subject where NSD answers, else of subj01's numbers.
-
-    problem: why there is no root.
-    """
+def found(subject):
+    """(s3.Root or None, Study, Problem or None, ranges.Link): of the subject where NSD answers, else of subj01's
+    numbers, and why."""
+    root = None
     try:
-        if root is None:
-            raise problem
+        root = s3.Root.from_env()
         first = next((key for key, _ in root.list(object_keys.betas_prefix(subject)) if key.endswith(".nii.gz")), None)
         link = beta_source.measured(root, first) if first else ranges.Link(root.local)
-        return of(root, subject, link, sessions), None, link
+        return root, of(root, subject, link), None, link
     except Problem as problem:
         link = ranges.Link()
-        return assumed(link, problem.what), problem, link
+        return root, assumed(link, problem.what), problem, link
