@@ -89,14 +89,16 @@ def _occluded(args):
     return [source, *seen], [args.outdir or args.output_path or layout.occluded_stimuli(args.workdir)]
 
 
+def _pictures(args):
+    """The files of images that a step on whole or on occluded images reads."""
+    # Images that are occluded when they are read need the whole ones.
+    found = [getattr(args, "stimuli_path", None) or layout.stimuli(args.workdir)]
+    return found + ([occluded_stimuli.path_of(args)] if args.dataset == "occluded" else [])
+
+
 def _shown(args):
     """The images that an extraction reads, and what of them the subject saw."""
-    seen = [layout.Workspace.of(args).stims_ave] if args.subject else []
-    # Images that are occluded when they are read need the whole ones.
-    images = [getattr(args, "stimuli_path", None) or layout.stimuli(args.workdir)]
-    if args.dataset == "occluded":
-        images.append(occluded_stimuli.path_of(args))
-    return images + seen
+    return _pictures(args) + ([layout.Workspace.of(args).stims_ave] if args.subject else [])
 
 
 def _extracted(args, names):
@@ -157,14 +159,10 @@ def _ridge(args):
     return reads, [ws.scores(tags, target, occluded, cli.control(args)) for target in args.target]
 
 
-def _shown_behind(args):
-    return [layout.stimuli(args.workdir), occluded_stimuli.path_of(args)]
-
-
 def _decoded(args, ws, target):
     """What decoded_features.read reads of a target; and the images that tell which occluder it is of."""
     found = _matrices(ws, target) if args.true_features else [decoded_features.scores(args, ws, target)]
-    return found + (_shown_behind(args) if args.dataset == "occluded" else [])
+    return found + (_pictures(args) if args.dataset == "occluded" else [])
 
 
 def _own(args):
@@ -189,10 +187,8 @@ def _mat(args):
 
 def _gan(args):
     ws = layout.Workspace.of(args)
-    images = [layout.stimuli(args.workdir)]
-    images += [occluded_stimuli.path_of(args)] if args.dataset == "occluded" else []
-    return ([*_design(ws), *images, *(ws.gan_features(layer, 0, *_own(args)).parent for layer in gan_inversion.LAYERS)],
-            [ws.gan_image(0, *_own(args)).parent])
+    features = [ws.gan_features(layer, 0, *_own(args)).parent for layer in gan_inversion.LAYERS]
+    return [*_design(ws), *_pictures(args), *features], [ws.gan_image(0, *_own(args)).parent]
 
 
 def _depth(args):
@@ -206,8 +202,7 @@ def _depth(args):
 
 def _images(args):
     ws, method = layout.Workspace.of(args), "cvpr" if args.method == "latent" else args.method
-    reads = [*_design(ws), layout.stimuli(args.workdir)]
-    reads += [occluded_stimuli.path_of(args)] if args.dataset == "occluded" else []
+    reads = [*_design(ws), *_pictures(args)]
     wanted = {"init_latent": args.conditioning != "c" and reconstruction.START[method] == "latent",
               "c": args.conditioning != "z" and reconstruction.TEXT[method] == "c"}
     for name, rois in (("init_latent", args.roi_init_latent), ("c", args.roi_c)):
@@ -235,10 +230,16 @@ def _identification(args):
 
 def _results(args):
     """All that the stages before left of a subject: what tables, figures and the page are made of."""
-    ws = layout.Workspace.of(args)
-    folders = ("decoded", "identification", "scores")
+    ws, run, feature = layout.Workspace.of(args), layout.METHODS[0], layout.EVALUATION_FEATURES[0]
     return [ws.mrifeat, layout.stimuli(args.workdir), layout.occluded_stimuli(args.workdir),
-            layout.annotations(args.workdir), *(ws.workdir / name for name in folders)]
+            layout.annotations(args.workdir), ws.decoded.parent, ws.identification(run).parents[1],
+            ws.per_image_scores(run, feature).parent]
+
+
+def _with_features(args):
+    """`_results`, and the subject's matrices of true features."""
+    ws = layout.Workspace.of(args)
+    return [*_results(args), ws.subject_features("ave", next(iter(reconstruction.ROI_OF))).parent]
 
 
 def _completion(args):
@@ -252,13 +253,11 @@ def _completion(args):
 
 
 def _evaluation(args):
-    ws = layout.Workspace.of(args)
-    return [*_results(args), ws.workdir / "nsdfeat" / "subjfeat"], [ws.evaluation]
+    return _with_features(args), [layout.Workspace.of(args).evaluation]
 
 
 def _figures(args):
-    ws = layout.Workspace.of(args)
-    return [*_results(args), ws.workdir / "nsdfeat" / "subjfeat"], [ws.figure("reconstructions", "png").parent]
+    return _with_features(args), [layout.Workspace.of(args).figure("reconstructions", "png").parent]
 
 
 def _report(args):
