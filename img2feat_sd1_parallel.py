@@ -34,7 +34,7 @@ def main(argv=None, dataset="nsd"):
     model = diffusion.LatentDiffusion(loading.stable_diffusion(device, dtype))
     batch = extraction.batch_size(args, device, extraction.AUTO_BATCH, lambda: model.caption_features([PROBE]),
                                   model.sliced_encode())
-    stored = {} if args.store == "float32" else {"stored": args.store}
+    stored = extraction.stored_otherwise(args)
     extraction.extract(
         args, stimuli, attributes | stored, "sd", layout.of_dataset("init_latent", args.dataset), dtype,
         lambda pixels, _: extraction.stored(model.encode(pixels), args.store), batch,

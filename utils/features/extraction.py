@@ -172,6 +172,12 @@ def add_store(parser, default="float16"):
                         help=f"precision in which features are kept (default: {default}; the shards say so)")
 
 
+def stored_otherwise(args):
+    """The attribute of shards that are not kept in float32, where --store has that default: those of before it was a
+    flag do not say."""
+    return {} if args.store == "float32" else {"stored": args.store}
+
+
 def stored(tensor, dtype):
     """A tensor → array in the dtype named by --store. Raises Problem on NaN, infinity and what float16 cannot hold."""
     found = as_numpy(tensor)

@@ -302,11 +302,8 @@ def reconstruct(args):
     missing = [layer for layer, folder in zip(LAYERS, folders) if not layout.manifest(folder).exists()]
     if missing:
         raise Problem(f"there are no decoded features of {' '.join(missing)}", f"run {made_by}")
-    options = {name: getattr(args, name) for name in OPTIONS} | {"levels": levels} | arithmetic
-    if args.learning_rate != LEARNING_RATE[0]:
-        options["learning_rate"] = args.learning_rate
     wanted = provenance.record(
-        "recon_icnn_image_vgg19_dgn_relu7gen_gd.py", options,
+        "recon_icnn_image_vgg19_dgn_relu7gen_gd.py", recorded(args) | {"levels": levels} | arithmetic,
         features={layer: provenance.digest(layout.manifest(folder)) for layer, folder in zip(LAYERS, folders)},
         **checkpoints.identity("vgg19"), generator=checkpoints.identity("generator"), **loading.arithmetic(device))
     provenance.claim_folder(ws.gan_image(0, *own).parent, wanted, args.overwrite)
@@ -353,6 +350,12 @@ def reconstruct(args):
 
 MAT_TITLE = 116  # bytes of text that a MAT file begins with
 OPTIONS = ("n_iter", "seed", "dataset", "true_features", "shuffle_trials")
+
+
+def recorded(args):
+    """The options that an inversion's record names whatever the models; the published rate is not among them."""
+    found = {name: getattr(args, name) for name in OPTIONS}
+    return found if args.learning_rate == LEARNING_RATE[0] else found | {"learning_rate": args.learning_rate}
 
 
 def command(args):

@@ -15,7 +15,8 @@ torch = lazy.module("torch")
 
 N_SAMPLES = 5  # per image
 AUTO_BATCH = {"cuda": 32, "mps": 8}  # samples denoised at once
-LATER = {"size": 1.0, "start": "picture", "guided_below": 1.0}  # which runs of before these were flags do not name
+# Not on record at these values: what --precision auto comes to is, and runs of before the others were flags lack them.
+UNSAID = {"precision": "auto", "size": 1.0, "start": "picture", "guided_below": 1.0}
 CPU_PIXELS = 16 * 128 ** 2  # of them on a CPU: more would only take memory
 ROI_OF = {"init_latent": "early", "c": "ventral"}  # Takagi & Nishimoto (CVPR 2023), §3.4
 # What each method starts from, is conditioned on, and takes as a further channel (arXiv 2306.11536).
@@ -231,11 +232,11 @@ def check_precision(folder, args, dtype):
 
 
 def options(args):
-    """The options that make a run's images what they are; --precision auto is none, but what it comes to on a device
-    is; nor is what is left at LATER's defaults."""
-    return {name: getattr(args, name) for name in (
+    """The options that make a run's images what they are, but those at the values of UNSAID."""
+    found = {name: getattr(args, name) for name in (
         "dataset", "conditioning", "true_features", "shuffle_trials", "seed", "scheduler", "steps", "strength",
-        "guidance", "precision", *LATER) if ({"precision": "auto"} | LATER).get(name) != getattr(args, name)}
+        "guidance")}
+    return found | {name: getattr(args, name) for name, unsaid in UNSAID.items() if getattr(args, name) != unsaid}
 
 
 def save_originals(args, ws, folder, chosen):

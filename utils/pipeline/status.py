@@ -12,6 +12,7 @@ from utils import cli, layout
 from utils.completion import completion_stage
 from utils.errors import Problem
 from utils.evaluate import network_features
+from utils.features import extraction
 from utils.generate import depth_maps, gan_inversion, reconstruction
 from utils.models import checkpoints
 from utils.nsd import object_keys, s3, stimulus_file, trials
@@ -196,7 +197,7 @@ def _shards(args, names, role, own, more=None):
 
 def _sd(args):
     latent, c = (layout.of_dataset(name, args.dataset) for name in ("init_latent", "c"))
-    stored = {} if args.store == "float32" else {"stored": args.store}
+    stored = extraction.stored_otherwise(args)
     return _shards(args, [latent, c], "sd", {c: {"captions": args.captions} | stored}, stored)
 
 
@@ -272,10 +273,7 @@ def _gan(args):
     ws, own = layout.Workspace.of(args), (args.dataset, decoded_features.suffix(args))
     chosen = cli.image_range(args.imgidx, len(trials.test_stimuli(ws)), "test image")
     sources = {layer: layout.manifest(ws.gan_features(layer, 0, *own).parent) for layer in gan_inversion.LAYERS}
-    options = ({name: getattr(args, name) for name in gan_inversion.OPTIONS}
-               | ({} if args.levels == "auto" else {"levels": args.levels}))
-    if args.learning_rate != gan_inversion.LEARNING_RATE[0]:
-        options["learning_rate"] = args.learning_rate
+    options = gan_inversion.recorded(args) | ({} if args.levels == "auto" else {"levels": args.levels})
     wanted = {"options": options, "generator": _model("generator")} | _model("vgg19")
     if all(path.exists() for path in sources.values()):
         wanted["features"] = {layer: provenance.digest(path) for layer, path in sources.items()}
