@@ -48,9 +48,12 @@ def _occlude(stimuli, ids, options):
             if options.get("image_size") is not None:
                 image = np.asarray(Image.fromarray(image).resize((options["image_size"],) * 2,
                                                                  Image.Resampling.LANCZOS))
-            hidden = occluders.mask(*(options[name] for name in ("kind", "ratio", "place", "seed")), index,
-                                    image.shape[:2])
+            hidden = _mask(options, index, image.shape)
             yield index, occluders.apply(image, hidden, options["fill"], options["seed"], index), hidden
+
+
+def _mask(options, index, shape):
+    return occluders.mask(options["kind"], options["ratio"], options["place"], options["seed"], index, shape[:2])
 
 
 def _shape(stimuli, options):
@@ -246,17 +249,18 @@ class OccludedOnRead:
 
     def read(self, ids):
         """(len(ids), H, W, 3) uint8 in the order given."""
-        return np.stack([image for _, image, _ in self._made(ids)])
+        return np.stack([image for _, image, _ in _occlude(self._whole, self._known(ids), self.settings)])
 
     def masks(self, ids):
         """(len(ids), H, W) bool, True where hidden, in the order given."""
-        return np.stack([hidden for _, _, hidden in self._made(ids)])
+        return np.stack([_mask(self.settings, stimulus, self.shape[1:]) for stimulus in self._known(ids)])
 
-    def _made(self, ids):
-        ids = [int(stimulus) for stimulus in ids]
-        if lacking := sorted({*ids}.difference(self.ids.tolist())):
+    def _known(self, ids):
+        """The ids as a list of int. Raises Problem for one that the file does not name."""
+        lacking = np.setdiff1d(ids, self.ids)
+        if len(lacking):
             raise Problem(f"{self.path} has no image of 73k id {lacking[0]}", f"it holds {len(self.ids)} images")
-        return _occlude(self._whole, ids, self.settings)
+        return np.asarray(ids).tolist()
 
     def close(self):
         self._whole.close()
