@@ -1,6 +1,6 @@
 """Stages at NSD's true shapes, each on a slice, measured: what benchmarks/rehearsal.py scales to a subject.
 
-Every function takes the parsed arguments of a stage's command and the Study, and gives {script: Measured}. Inputs are
+Every function takes the parsed arguments of a stage's command and the Study, and gives {kind: Measured}. Inputs are
 synthetic, the networks' weights random.
 """
 import sys
@@ -16,6 +16,7 @@ from benchmarks import _shared, slow_link, subjmri
 from tests import tiny_nsd
 from utils import images, layout
 from utils.models import architectures
+from utils.nsd import object_keys
 from utils.pipeline import costs
 
 DRAW = 0
@@ -27,7 +28,7 @@ ROOT = _shared.ROOT
 @dataclass
 class Measured:
     """what was measured, the seconds that it took, the seconds of the whole command, and peak MiB, if not of this
-    process. whole: nothing was scaled but the number of items."""
+    process."""
 
     what: str
     took: float
@@ -35,10 +36,13 @@ class Measured:
     peak: float | None = None
 
 
-def timed(function, again=True):
+def timed(function):
     """Seconds of the second of two calls."""
-    if again:
-        function()
+    function()
+    return timed_once(function)
+
+
+def timed_once(function):
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
@@ -73,7 +77,7 @@ def data(args, study):
     with tempfile.TemporaryDirectory() as temporary:
         folder, workdir = Path(temporary, "nsd"), Path(temporary, "work")
         slow_link.write_world(folder, 1, SESSION, slow_link.FILLED)
-        path = folder / slow_link.object_keys.STIMULI_KEY
+        path = folder / object_keys.STIMULI_KEY
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(path, "w") as file:
             noise = np.random.default_rng(DRAW).integers(0, 256, (425, 425, 3), np.uint8)
@@ -84,8 +88,8 @@ def data(args, study):
             environment = {"NSD_ROOT": f"s3://{tiny_nsd.BUCKET}", "AWS_ENDPOINT_URL_S3": url}
             betas, held = script("make_subjmri.py", "--subject", "subj01", "--workdir", str(workdir), **environment)
             fetched, small = script("img2feat_sd.py", "--subject", "subj01", "--workdir", str(workdir), **environment)
-    return {"make_subjmri.py": Measured("1 whole session over the link", betas, betas * study.sessions, held),
-            "img2feat_sd.py": Measured(f"{count} images over the link", fetched, fetched * study.stimuli / count,
+    return {"mri": Measured("1 whole session over the link", betas, betas * study.sessions, held),
+            "stimuli": Measured(f"{count} images over the link", fetched, fetched * study.stimuli / count,
                                        small)}
 
 
@@ -103,7 +107,7 @@ def occlude(args, study):
         flags = ["--on_read"] if args.on_read else []
         took, peak = script("generate_occluded_images.py", "--input_path", str(path), "--output_path",
                             str(Path(folder, "occluded.hdf5")), *flags)
-    return {"generate_occluded_images.py": Measured(
+    return {"occluded": Measured(
         f"{count:,} images", took, took if args.on_read else took * study.stimuli / count, peak)}
 
 
@@ -115,7 +119,7 @@ def sd(args, study):
     model, count = stable_diffusion(), 2
     stimuli, captions = _shared.scene_stimuli(count)
     took = timed(lambda: _shared.extract_features(model, stimuli, captions))
-    return {"img2feat_sd1_parallel.py": Measured(f"{count} images", took, took * study.stimuli / count)}
+    return {"sd": Measured(f"{count} images", took, took * study.stimuli / count)}
 
 
 def blip(args, study):
@@ -126,7 +130,7 @@ def blip(args, study):
     captioner.network.to(precision())
     pixels = torch.randn(4, 3, captioner.size, captioner.size)
     took = timed(lambda: captioner.embed(pixels))
-    return {"img2feat_blip.py": Measured("4 images", took, took * study.stimuli / 4)}
+    return {"blip": Measured("4 images", took, took * study.stimuli / 4)}
 
 
 def captions(args, study):
@@ -135,7 +139,7 @@ def captions(args, study):
 
     captioner = _captioner()
     took = timed(lambda: captioner.caption(torch.randn(2, *captioner.shape)))
-    return {"decode_captions.py": Measured("2 captions", took, took * study.test / 2)}
+    return {"captions": Measured("2 captions", took, took * study.test / 2)}
 
 
 def _captioner():
@@ -154,7 +158,7 @@ def dpt(args, study):
     estimator = _estimator()
     estimator.network.to(precision())
     took = timed(lambda: estimator.hidden_states(torch.randn(2, 3, 384, 384)))
-    return {"img2feat_dpt.py": Measured("2 images", took, took * study.stimuli / 2)}
+    return {"dpt": Measured("2 images", took, took * study.stimuli / 2)}
 
 
 def depth(args, study):
@@ -164,7 +168,7 @@ def depth(args, study):
     estimator = _estimator()
     states = [torch.randn(2, *estimator.shape)] * 4
     took = timed(lambda: estimator.depth(states))
-    return {"dptemb2dpt.py": Measured("2 maps", took, took * study.test / 2)}
+    return {"depth": Measured("2 maps", took, took * study.test / 2)}
 
 
 def _estimator():
@@ -186,7 +190,7 @@ def vgg19(args, study):
     encoder, _, _ = _shared.vgg19_and_generator(torch.device("cpu"))
     pictures = torch.randn(8, 3, encoder.image_size, encoder.image_size)
     took = timed(lambda: gan_inversion.activations(encoder, pictures, gan_inversion.LAYERS, precision()))
-    return {"make_vgg19bdpy.py": Measured("8 images", took, took * study.stimuli / 8)}
+    return {"vgg19": Measured("8 images", took, took * study.stimuli / 8)}
 
 
 def inversion(args, study):
@@ -199,7 +203,7 @@ def inversion(args, study):
     targets = {layer: torch.randn(4, *shape) for layer, shape in shapes.items()}
     encoder, generator, _ = gan_inversion.with_arithmetic(encoder, generator, args.precision, args.convolutions)
     took = timed(lambda: gan_inversion.invert(encoder, generator, targets, torch.rand(4, 4_096), n_iter=2))
-    return {"recon_icnn_image_vgg19_dgn_relu7gen_gd.py": Measured(
+    return {"gan": Measured(
         "2 steps of 4 pictures", took, took * study.test * args.n_iter / (4 * 2))}
 
 
@@ -221,9 +225,8 @@ def matrix(args, study):
                          {"stimuli": "nsd"})
         took, peak = script("make_subjstim.py", "--featname", "c", "--use_stim", "each", "--subject", "subj01",
                             "--workdir", folder)
-    name = args.featname.removesuffix("_occluded")
-    wanted = architectures.of(architectures.DIMS, "dpt" if name.startswith("dpt_emb") else name)
-    return {"make_subjstim.py": Measured(f"{count} stimuli × {dims:,}", took,
+    wanted = architectures.dims(args.featname)
+    return {"pair": Measured(f"{count} stimuli × {dims:,}", took,
                                          took * study.stimuli * wanted / (count * dims), peak)}
 
 
@@ -249,14 +252,13 @@ def ridge(args, study):
     test = random.standard_normal((study.test, voxels), np.float32)
     out = np.empty((study.test, PART), np.float32)
     alphas = fit_targets.alphas_of(args, target)
-    start = time.perf_counter()
+    start = time.perf_counter()  # of the factorisation, which comes with the first dims
     decoder = ridge_decoder.Decoder(train, rows, mode=args.mode, n_stimuli=study.train_stimuli)
     decoder.predict_to(targets[:, :64], test, out[:, :64], alphas=alphas)
     first = time.perf_counter() - start
-    again = timed(lambda: decoder.predict_to(targets, test, out, alphas=alphas), again=False)
-    dims = sum(architectures.of(architectures.DIMS, "dpt" if name.startswith("dpt_emb") else name)
-               for name in (name.removesuffix("_occluded") for name in args.target))
-    return {"ridge.py": Measured(f"all {len(rows):,} rows × {voxels:,}, {PART:,} of {dims:,} dims", first + again,
+    again = timed_once(lambda: decoder.predict_to(targets, test, out, alphas=alphas))
+    dims = sum(map(architectures.dims, args.target))
+    return {"ridge": Measured(f"all {len(rows):,} rows × {voxels:,}, {PART:,} of {dims:,} dims", first + again,
                                  first + again * dims / PART)}
 
 
@@ -281,7 +283,7 @@ def sampling(args, study):
         images.to_pixels(model.decode(torch.randn(1, 4, side, side)))
     guided, plain, around = timed(lambda: step(2)), timed(lambda: step(1)), timed(ends)
     with_guidance, without = costs.passes(args)
-    return {"diffusion_decoding.py": Measured(
+    return {"images": Measured(
         "a step with and without guidance, start, decoding", guided + plain + around,
         study.test * args.n_samples * (with_guidance * guided + without * plain + around))}
 
@@ -290,7 +292,7 @@ def judge(args, study, samples):
     """Inception v3, AlexNet and CLIP ViT-L/14's vision tower, random weights, on 8 pictures."""
     took, count = _judged(["inception_v3", "alexnet"], clip=True), 8
     pictures = study.test * (samples + 1)
-    return {"img2feat_decoded.py": Measured(f"{count} pictures", took, took * pictures / count)}
+    return {"features": Measured(f"{count} pictures", took, took * pictures / count)}
 
 
 def evaluate(args, study, samples, runs):
@@ -307,7 +309,7 @@ def evaluate(args, study, samples, runs):
             picture_metrics.pixel_correlation(*pair)
             picture_metrics.similarity(*pair)
     took = networks + timed(pixels)
-    return {"evaluate.py": Measured(f"{count} pictures", took, took * runs * study.test * (samples + 1) / count)}
+    return {"evaluation": Measured(f"{count} pictures", took, took * runs * study.test * (samples + 1) / count)}
 
 
 def _judged(names, clip):
@@ -337,16 +339,14 @@ def identify(args, study, samples):
     made = random.standard_normal((study.test, samples, dims), np.float32)
     took = timed(lambda: identification.summary(identification.correlations(
         range(study.test), originals.__getitem__, made.__getitem__)))
-    wanted = architectures.of(architectures.DIMS, "judged")
-    return {"identification.py": Measured("inception's size", took, took * wanted / dims)}
+    wanted = architectures.dims("judged")
+    return {"identification": Measured("inception's size", took, took * wanted / dims)}
 
 
-# By script; twins for occluded images do what the scripts for whole ones do.
+# By kind of script (stages.KIND); those for occluded images do what those for whole ones do.
 MEASURES = {
-    "make_subjmri.py": data, "img2feat_sd.py": data, "generate_occluded_images.py": occlude,
-    "img2feat_sd1_parallel.py": sd, "img2feat_blip.py": blip, "make_vgg19bdpy.py": vgg19, "img2feat_dpt.py": dpt,
-    "make_subjstim.py": matrix, "ridge.py": ridge, "decode_captions.py": captions,
-    "recon_icnn_image_vgg19_dgn_relu7gen_gd.py": inversion, "dptemb2dpt.py": depth, "diffusion_decoding.py": sampling,
-    "img2feat_decoded.py": judge, "identification.py": identify, "evaluate.py": evaluate,
+    "mri": data, "stimuli": data, "occluded": occlude, "sd": sd, "blip": blip, "vgg19": vgg19, "dpt": dpt,
+    "pair": matrix, "ridge": ridge, "captions": captions, "gan": inversion, "depth": depth, "images": sampling,
+    "features": judge, "identification": identify, "evaluation": evaluate,
 }
 OF_SAMPLES = (judge, identify)

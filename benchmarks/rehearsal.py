@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import run_pipeline  # noqa: E402
-from benchmarks import _stages  # noqa: E402
+from benchmarks import _shared, _stages  # noqa: E402
 from utils import layout  # noqa: E402
 from utils.models import architectures  # noqa: E402
 from utils.nsd import ranges  # noqa: E402
@@ -37,22 +37,12 @@ def plan_of(flags):
     return [(command, run_pipeline.arguments(command)) for command in stages.plan(args)]
 
 
-def whole(script):
-    """The script for whole images that a twin does the work of."""
-    for end in ("_occlusion.py", "_occluded.py"):
-        if script.endswith(end) and script != "generate_occluded_images.py":
-            twin = script.removesuffix(end) + ".py"
-            return {"img2feat_sd1.py": "img2feat_sd1_parallel.py"}.get(twin, twin)
-    return script
-
-
 def key(command, args):
     """What two steps must have in common for one measurement to serve both."""
-    if whole(command[0]) == "ridge.py":
-        return "ridge.py", tuple(target.removesuffix("_occluded") for target in args.target), tuple(args.roi)
-    if whole(command[0]) == "make_subjstim.py":
-        return "make_subjstim.py", args.featname.removesuffix("_occluded")
-    return (whole(command[0]),)
+    kind = stages.KIND[command[0]]
+    if kind == "ridge":
+        return kind, tuple(target.removesuffix("_occluded") for target in args.target), tuple(args.roi)
+    return (kind, args.featname.removesuffix("_occluded")) if kind == "pair" else (kind,)
 
 
 def link():
@@ -62,23 +52,23 @@ def link():
 
 
 def measured(flags, number):
-    """{script: _stages.Measured} of a step of the plan, in a process of its own, so that its peak is its own."""
+    """{kind: _stages.Measured} of a step of the plan, in a process of its own, so that its peak is its own."""
     done = subprocess.run([sys.executable, __file__, "--flags", json.dumps(flags), "--step", str(number)], check=True,
                           stdout=subprocess.PIPE, text=True, env=os.environ | {"NSD_MODELS": "hub"})
-    return {script: _stages.Measured(**found) for script, found in json.loads(done.stdout.splitlines()[-1]).items()}
+    return {kind: _stages.Measured(**found) for kind, found in json.loads(done.stdout.splitlines()[-1]).items()}
 
 
 def measure(flags, number):
     plan = plan_of(flags)
     command, args = plan[number]
-    function = _stages.MEASURES[whole(command[0])]
-    samples = next((each.n_samples for _, each in plan if hasattr(each, "n_samples") and hasattr(each, "size")), 1)
-    runs = sum(stages.KIND[command[0]] == "images" for command, _ in plan)
-    more = {_stages.evaluate: [samples, runs]} | {each: [samples] for each in _stages.OF_SAMPLES}
+    function = _stages.MEASURES[stages.KIND[command[0]]]
+    runs = [each for command, each in plan if stages.KIND[command[0]] == "images"]
+    samples = runs[0].n_samples
+    more = {_stages.evaluate: [samples, len(runs)]} | {each: [samples] for each in _stages.OF_SAMPLES}
     found = function(args, study.Study(), *more.get(function, []))
     for each in found.values():
         each.peak = each.peak or peak_mib()
-    print(json.dumps({script: dataclasses.asdict(each) for script, each in found.items()}))
+    print(json.dumps({kind: dataclasses.asdict(each) for kind, each in found.items()}))
 
 
 def peak_mib():
@@ -103,7 +93,7 @@ def main():
         measure(json.loads(args.flags), args.step)
         return
     os.environ["NSD_MODELS"] = "hub"
-    _stages._shared.write_real()
+    _shared.write_real()
     flags = ["--preset", args.preset, "--methods", *args.methods, "--datasets", *args.datasets]
     plan, here = plan_of(flags), machine.probe(tempfile.gettempdir(), -1)
     at = link()
@@ -118,8 +108,8 @@ def main():
     for number, (command, parsed) in enumerate(plan):
         same = key(command, parsed)
         if same not in known and same[0] in _stages.MEASURES:
-            for script, found in measured(flags, number).items():
-                known[(script, *same[1:])] = found
+            for kind, found in measured(flags, number).items():
+                known[(kind, *same[1:])] = found
         found, cost = known.get(same), priced[None].of(command, parsed)
         seconds = cost.seconds if found is None else found.projected
         taken = (f"{'not measured':<38}{'':>9}{'':>9}{'':>11}" if found is None else
